@@ -1,0 +1,262 @@
+"""The environment: an agent puts elements on the sites of a crystal skeleton, a calculation gives the reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from crystaljax import evaluators, rewards
+from crystaljax import observation as observations
+from crystaljax.elements import Vocabulary, get_vocabulary
+from crystaljax.skeleton import Skeleton, SkeletonTable, stack
+from crystaljax.status import Status
+from crystaljax.structures import StructureLike
+from crystaljax.structures import skeletons as to_skeletons
+
+MODES = ("site", "orbit", "substitution")
+OBSERVATIONS = ("graph", "flat")
+MAX_TARGET_RATIO = 10.0
+"""Largest target, in units of the task's default target; the bound of flat observations."""
+
+
+@struct.dataclass
+class EnvState(environment.EnvState):
+    """State of an episode.
+
+    Attributes:
+        time: int32 [], decisions made.
+        elements: int32 [N], vocabulary index per site, the blank where undecided and on padding.
+        skeleton: int32 [], index into the environment's skeletons.
+        start: int32 [], site at which the breadth-first walk starts.
+    """
+
+    time: jax.Array
+    elements: jax.Array
+    skeleton: jax.Array
+    start: jax.Array
+
+
+@struct.dataclass
+class EnvParams(environment.EnvParams):
+    """Traced parameters; ``vmap`` over ``target`` trains a target-conditioned policy.
+
+    Attributes:
+        target: in the unit of the property (eV, GPa, g/cm3).
+        max_steps_in_episode: strictly above the natural horizon, so that no episode is truncated.
+    """
+
+    target: float | jax.Array = 0.0
+    max_steps_in_episode: int = 2**30
+
+
+class CrystalEnv(environment.Environment[EnvState, EnvParams]):
+    """Designs crystals on fixed skeletons, as a gymnax environment.
+
+    *Episode*: a skeleton (if there are several) and a start site are drawn at reset. Each step puts one element on
+    the focus site, in breadth-first order over the bonds. When every site has its element the crystal is evaluated,
+    the reward given, the episode ends. All other rewards are 0.
+
+    *Modes*: ``site`` decides one site a step; ``orbit`` one symmetry orbit of the prototype a step (3 for a
+    perovskite); ``substitution`` is ``site`` from random elements instead of blank sites.
+
+    *Action*: int32 in [0, V), an index into the vocabulary. Every action is legal at every step. Inside compiled
+    code, where nothing can be raised, integers outside the range are clipped to it; other dtypes raise ``TypeError``.
+
+    *Observation*: :class:`crystaljax.observation.GraphObservation`, or float32
+    [N (V + 1) + N + 7] (:func:`crystaljax.observation.flat`).
+
+    *Reward*: float32 [], see :mod:`crystaljax.rewards`. *Info*: ``value`` (float32 [], property of the crystal, NaN
+    unless an episode ended with a valid one), ``status`` (int32 [], :class:`crystaljax.status.Status`, meaningful
+    where the episode ended), ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``.
+    """
+
+    def __init__(
+        self,
+        objective: str | rewards.Objective,
+        skeletons: StructureLike | list[StructureLike] | tuple[StructureLike, ...],
+        evaluator: str | evaluators.Evaluator | None = None,
+        *,
+        vocabulary: str | Vocabulary = "small",
+        mode: str = "site",
+        observation: str = "graph",
+        in_phase: bool = False,
+        name: str = "CrystalEnv",
+    ):
+        """Sets up an environment; all host work happens here.
+
+        Args:
+            objective: property name or an ``Objective``.
+            skeletons: one structure or several (anything :func:`crystaljax.structures.skeleton` takes).
+            evaluator: what computes the property: a name (see :func:`crystaljax.evaluators.available`), an object
+                with ``bind(problem)``, or ``None`` for the default DFT engine.
+            vocabulary: ``small`` (18 elements), ``medium`` (30), ``large`` (50) or a ``Vocabulary``.
+            mode: ``site``, ``orbit`` or ``substitution``.
+            observation: ``graph`` or ``flat``.
+            in_phase: pad every episode to the longest horizon, so that lanes that start together finish together
+                and share host calls. Actions after the last site change nothing.
+            name: what ``env.name`` says.
+
+        Raises:
+            ValueError: for an unknown option, with the known ones.
+            StructureError: for an unusable structure.
+        """
+        super().__init__()
+        if mode not in MODES:
+            raise ValueError(f"unknown mode {mode!r}: use one of {MODES}")
+        if observation not in OBSERVATIONS:
+            raise ValueError(f"unknown observation type {observation!r}: use one of {OBSERVATIONS}")
+        self.objective = rewards.objective(objective)
+        self.skeletons: tuple[Skeleton, ...] = to_skeletons(skeletons)
+        self.vocabulary = get_vocabulary(vocabulary)
+        self.mode = mode
+        self.observation_type = observation
+        self.table: SkeletonTable = stack(self.skeletons, by_orbit=mode == "orbit")
+        self.horizons = np.asarray(self.table.n_decisions)
+        self.in_phase = in_phase
+        self.evaluator = evaluators.bind(evaluator, self.skeletons, self.objective.property)
+        self._name = name
+        self._numbers = jnp.asarray(self.vocabulary.numbers)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def num_actions(self) -> int:
+        return len(self.vocabulary)
+
+    @property
+    def max_sites(self) -> int:
+        """N, the padded number of sites."""
+        return self.table.site_mask.shape[1]
+
+    @property
+    def horizon(self) -> int:
+        """Steps of the longest episode."""
+        return int(self.horizons.max())
+
+    @property
+    def default_params(self) -> EnvParams:
+        return EnvParams(target=self.objective.target, max_steps_in_episode=self.horizon + 1)
+
+    def with_target(self, target: float) -> EnvParams:
+        """Parameters with another target; raises ``ValueError`` for one that makes no sense."""
+        bound = MAX_TARGET_RATIO * self.objective.target
+        if not 0.0 < target <= bound:
+            raise ValueError(f"target {target} {self.objective.unit} outside (0, {bound:g}]; choose one inside")
+        return self.default_params.replace(target=float(target))
+
+    def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Any, EnvState]:
+        """A fresh episode: skeleton and start site drawn, sites blank (random in substitution mode)."""
+        count = len(self.skeletons)
+        # One draw of 32 bits serves both choices; the bias is below 2^-20 for a thousand outcomes.
+        bits = jax.random.bits(key, (), jnp.uint32)
+        skeleton = (bits % count).astype(jnp.int32)
+        row = self.table.row(skeleton)
+        start = ((bits // count) % row.n_sites.astype(jnp.uint32)).astype(jnp.int32)
+        elements = jnp.full(self.max_sites, self.vocabulary.blank, jnp.int32)
+        if self.mode == "substitution":
+            drawn = jax.random.randint(jax.random.fold_in(key, 1), elements.shape, 0, self.num_actions, jnp.int32)
+            elements = jnp.where(row.site_mask, drawn, elements)
+        state = EnvState(time=jnp.int32(0), elements=elements, skeleton=skeleton, start=start)
+        return self._observe(state, row, params), state
+
+    def step_env(
+        self, key: jax.Array, state: EnvState, action: int | jax.Array, params: EnvParams
+    ) -> tuple[Any, EnvState, jax.Array, jax.Array, dict[str, jax.Array]]:
+        """One decision; see the class for what comes back. ``key`` is unused: transitions are deterministic."""
+        del key
+        row = self.table.row(state.skeleton)
+        action = self._legal(action)
+        decided = self._decides(state, row)
+        elements = jnp.where(decided, action, state.elements)
+        state = state.replace(time=state.time + 1, elements=elements)
+        finished = self.is_terminated(state, params)
+        value, status = self.evaluator.query(self._numbers[elements], state.skeleton, finished)
+        reward = self.objective.reward(value, status, jnp.asarray(params.target, jnp.float32))
+        valid = finished & (status == Status.OK)
+        info = {
+            "value": jnp.where(valid, value, jnp.nan),
+            "status": jnp.where(finished, status, Status.OK).astype(jnp.int32),
+            "elements": elements,
+            "skeleton": state.skeleton,
+            "discount": 1.0 - finished.astype(jnp.float32),
+        }
+        reward = jnp.where(finished, reward, 0.0)
+        return self._observe(state, row, params), state, reward, finished, info
+
+    def observe(self, key: jax.Array, state: EnvState, action: Any, params: EnvParams) -> Any:
+        """The observation of a state."""
+        del key, action
+        return self._observe(state, self.table.row(state.skeleton), params)
+
+    def is_terminated(self, state: EnvState, params: EnvParams) -> jax.Array:
+        """True once every site has its element (in phase: once the longest episode would have)."""
+        del params
+        if self.in_phase or len(self.skeletons) == 1:
+            return state.time >= self.horizon
+        return state.time >= self.table.row(state.skeleton).n_decisions
+
+    def action_space(self, params: EnvParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: EnvParams | None = None) -> spaces.Space:
+        """A ``Box`` with scalar bounds (flat), or a ``Dict`` over the fields of the graph observation."""
+        if self.observation_type == "flat":
+            size = observations.flat_size(self.max_sites, self.num_actions)
+            return spaces.Box(0.0, MAX_TARGET_RATIO, (size,), jnp.float32)
+        sites, edges = self.max_sites, self.table.senders.shape[1]
+        longest = 10.0 * observations.LENGTH_SCALE
+        return spaces.Dict(
+            {
+                "elements": spaces.Box(0, self.vocabulary.blank, (sites,), jnp.int32),
+                "site_mask": spaces.Box(0, 1, (sites,), jnp.bool_),
+                "focus": spaces.Discrete(sites),
+                "focus_mask": spaces.Box(0, 1, (sites,), jnp.bool_),
+                "senders": spaces.Box(0, sites - 1, (edges,), jnp.int32),
+                "receivers": spaces.Box(0, sites - 1, (edges,), jnp.int32),
+                "distances": spaces.Box(0.0, longest, (edges,), jnp.float32),
+                "edge_mask": spaces.Box(0, 1, (edges,), jnp.bool_),
+                "lattice": spaces.Box(0.0, observations.ANGLE_SCALE, (6,), jnp.float32),
+                "target": spaces.Box(0.0, MAX_TARGET_RATIO * self.objective.target, (), jnp.float32),
+            }
+        )
+
+    def state_space(self, params: EnvParams | None = None) -> spaces.Dict:
+        """A ``Dict`` over the fields of :class:`EnvState`."""
+        return spaces.Dict(
+            {
+                "time": spaces.Discrete(self.horizon + 1),
+                "elements": spaces.Box(0, self.vocabulary.blank, (self.max_sites,), jnp.int32),
+                "skeleton": spaces.Discrete(len(self.skeletons)),
+                "start": spaces.Discrete(self.max_sites),
+            }
+        )
+
+    def _decides(self, state: EnvState, row: SkeletonTable) -> jax.Array:
+        """bool [N]: the sites that the next action decides; none when nothing is left."""
+        time = jnp.minimum(state.time, self.max_sites - 1)
+        group = jnp.where(state.time < row.n_decisions, row.order[state.start, time], -1)
+        return (row.group == group) & row.site_mask
+
+    def _legal(self, action: int | jax.Array) -> jax.Array:
+        action = jnp.asarray(action)
+        if not jnp.issubdtype(action.dtype, jnp.integer) or action.shape != ():
+            raise TypeError(
+                f"an action is an integer scalar in [0, {self.num_actions}), got {action.dtype}{list(action.shape)}; "
+                "use jax.vmap for batches"
+            )
+        return jnp.clip(action, 0, self.num_actions - 1).astype(jnp.int32)
+
+    def _observe(self, state: EnvState, row: SkeletonTable, params: EnvParams) -> Any:
+        time = jnp.minimum(state.time, self.max_sites - 1)
+        focus = row.focus[state.start, time]
+        seen = observations.graph(state.elements, focus, self._decides(state, row), row, params.target)
+        if self.observation_type == "graph":
+            return seen
+        return observations.flat(seen, self.num_actions, self.objective.target)

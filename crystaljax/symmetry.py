@@ -1,0 +1,100 @@
+"""Symmetry of a skeleton: which relabelings of its sites give the same crystal.
+
+Two groups matter. The *site-permutation group* treats all sites alike, so it says which labelings are the same
+crystal (a perovskite has 18^5 labelings over 18 elements, but 369,360 distinct crystals). The *orbits* respect the
+prototype's own species, so a perovskite has three: A, B and X.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import spglib
+
+SYMPREC = 0.01
+"""Distance in Å within which two sites count as equivalent (spglib's ``symprec``, pymatgen's usual choice)."""
+
+
+def _operations(lattice: np.ndarray, frac_coords: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    operations = spglib.get_symmetry((lattice, frac_coords, kinds), symprec=SYMPREC)
+    if operations is None:
+        raise ValueError("spglib finds no symmetry for this cell; check the lattice and the coordinates")
+    return operations["rotations"], operations["translations"]
+
+
+def site_permutations(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:
+    """The site-permutation group of a skeleton, all sites alike.
+
+    Args:
+        lattice: [3, 3] in Å, rows a, b, c.
+        frac_coords: [N, 3].
+
+    Returns:
+        int32 [P, N], sorted, the identity first. ``labels[permutations[p]]`` is the same crystal as ``labels``.
+        Pure translations of a non-primitive cell are included.
+    """
+    rotations, translations = _operations(lattice, frac_coords, np.ones(len(frac_coords), dtype=int))
+    images = np.einsum("pij,nj->pni", rotations, frac_coords) + translations[:, None]
+    offsets = images[:, :, None] - frac_coords[None, None]
+    offsets -= np.round(offsets)
+    distances = np.linalg.norm(offsets @ lattice, axis=-1)
+    permutations = np.unique(distances.argmin(axis=-1).astype(np.int32), axis=0)
+    if (np.sort(permutations, axis=1) != np.arange(len(frac_coords))).any():
+        raise ValueError(f"two sites coincide within {SYMPREC} Å; remove the duplicate")
+    return permutations
+
+
+def orbits(lattice: np.ndarray, frac_coords: np.ndarray, species: tuple[str, ...]) -> np.ndarray:
+    """The symmetry orbits of a prototype as its own species colour it.
+
+    Returns:
+        int32 [N]: orbit of each site, numbered 0, 1, ... in order of first appearance.
+    """
+    kinds = np.unique(species, return_inverse=True)[1] + 1
+    rotations, translations = _operations(lattice, frac_coords, kinds)
+    images = np.einsum("pij,nj->pni", rotations, frac_coords) + translations[:, None]
+    offsets = images[:, :, None] - frac_coords[None, None]
+    offsets -= np.round(offsets)
+    mapped = np.linalg.norm(offsets @ lattice, axis=-1).argmin(axis=-1)
+    first = mapped.min(axis=0)
+    return np.unique(first, return_inverse=True)[1].astype(np.int32)
+
+
+def canonical(labels: jax.Array, permutations: jax.Array) -> jax.Array:
+    """The canonical form of a labeling: the lexicographically smallest of its equivalents.
+
+    A pure function of arrays, made for ``jax.vmap``; every equivalent labeling has the same canonical form.
+
+    Args:
+        labels: integer [N].
+        permutations: integer [P, N], a group (:func:`site_permutations`); rows may repeat (padding).
+
+    Returns:
+        Same shape and dtype as ``labels``.
+    """
+    images = labels[permutations]
+
+    def keep_smallest(alive: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
+        smallest = jnp.min(jnp.where(alive, column, jnp.iinfo(column.dtype).max))
+        return alive & (column == smallest), smallest
+
+    _, smallest = jax.lax.scan(keep_smallest, jnp.ones(images.shape[0], bool), images.T, unroll=True)
+    return smallest
+
+
+def count_distinct(permutations: np.ndarray, colours: int) -> int:
+    """Number of distinct crystals over ``colours`` elements, by Burnside's lemma."""
+    total = sum(colours ** _cycles(p) for p in permutations)
+    return total // len(permutations)
+
+
+def _cycles(permutation: np.ndarray) -> int:
+    seen: set[int] = set()
+    cycles = 0
+    for start in range(len(permutation)):
+        cycles += start not in seen
+        while start not in seen:
+            seen.add(start)
+            start = int(permutation[start])
+    return cycles

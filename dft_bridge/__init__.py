@@ -1,0 +1,1 @@
+"""From finished crystals to real DFT numbers: the gate, the bridge, the store and the engines."""

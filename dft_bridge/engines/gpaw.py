@@ -1,0 +1,527 @@
+"""The ``gpaw`` engine: plane-wave PBE with projector augmented waves, without spin, one process on one core.
+
+GPAW (GPL) is used through its public interface and is imported only by the methods that need it, so importing this
+module is cheap. The presets are data (:data:`PRESETS`); what they cost and how far they are from converged is measured
+by ``benchmarks/gpaw_convergence.py``, whose output is ``benchmarks/results/gpaw_convergence.md``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gzip
+import hashlib
+import math
+import os
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from ase.neighborlist import neighbor_list
+from ase.units import GPa
+from scipy.optimize import minimize_scalar
+
+from crystaljax.status import Status
+from dft_bridge.engines.base import PROPERTIES, Crystal, EngineNotReady, Result
+
+if TYPE_CHECKING:
+    from ase.calculators.calculator import Calculator
+
+INSTALL_HINT = (
+    "run `crystaljax doctor --install gpaw`, or by hand "
+    "`GPAW_CONFIG=<path of dft_bridge/engines/gpaw_siteconfig.py> pip install gpaw gpaw-data`"
+)
+"""What to do when GPAW is missing; the siteconfig makes GPAW build with a C compiler alone."""
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "standard": {
+        "band_gap_cutoff": 600.0,
+        "band_gap_kppa": 1000.0,
+        "bulk_modulus_cutoff": 800.0,
+        "bulk_modulus_kppa": 1000.0,
+        "density_cutoff": 600.0,
+        "density_kppa": 1000.0,
+        "energy_tolerance": 1e-5,
+        "density_tolerance": 1e-5,
+        "eigenstates_tolerance": 4e-8,
+        "max_scf_iterations": 100,
+    },
+    "fast": {
+        "band_gap_cutoff": 400.0,
+        "band_gap_kppa": 40.0,
+        "bulk_modulus_cutoff": 600.0,
+        "bulk_modulus_kppa": 40.0,
+        "density_cutoff": 400.0,
+        "density_kppa": 40.0,
+        "energy_tolerance": 1e-3,
+        "density_tolerance": 1e-3,
+        "eigenstates_tolerance": 1e-6,
+        "max_scf_iterations": 60,
+    },
+}
+"""Settings by preset name; every key is a field of :class:`GpawEngine`."""
+
+BOUNDS = {"band_gap": 30.0, "bulk_modulus": 1000.0, "density": 60.0}
+"""Largest believable value per property (eV, GPa, g/cm3): above it a number is a failed calculation, not physics."""
+
+_AMU_PER_A3_IN_G_PER_CM3 = 1.66053906660
+_KPPA_CUBE_FACTOR = 1.01
+_B_PRIME_RANGE = (1.5, 12.0)
+_MAX_UNKNOWN_MESSAGE = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class GpawEngine:
+    """Band gap, bulk modulus and density from GPAW.
+
+    Attributes:
+        band_gap_cutoff, bulk_modulus_cutoff, density_cutoff: plane-wave cut-off in eV.
+        band_gap_kppa, bulk_modulus_kppa, density_kppa: k-points per reciprocal atom, see :func:`kpoint_mesh`.
+        smearing_width: Fermi-Dirac width in eV.
+        extra_bands: empty bands, as a fraction of the occupied ones (at least four).
+        energy_tolerance: SCF criterion, change of the energy over three steps, eV per valence electron.
+        density_tolerance: SCF criterion, integrated change of the density, electrons per valence electron.
+        eigenstates_tolerance: SCF criterion, squared residual, eV^2 per valence electron.
+        max_scf_iterations: SCF steps before a calculation counts as ``NOT_CONVERGED``.
+        eos_volumes: sampled volumes, in units of the given cell's volume.
+        eos_range: where the minimum of the equation of state must lie, in the same unit.
+        nstep: largest number of ionic steps of the relaxation before a density.
+        fmax: forces and generalised stress (eV/Å) below which the relaxation stops early.
+        min_distance_factor: atoms closer than this fraction of the sum of their covalent radii are refused.
+        min_distance: atoms closer than this (Å) are refused.
+    """
+
+    name: str = dataclasses.field(default="gpaw", init=False)
+    band_gap_cutoff: float = 600.0
+    band_gap_kppa: float = 1000.0
+    bulk_modulus_cutoff: float = 800.0
+    bulk_modulus_kppa: float = 1000.0
+    density_cutoff: float = 600.0
+    density_kppa: float = 1000.0
+    smearing_width: float = 0.05
+    extra_bands: float = 0.1
+    energy_tolerance: float = 1e-5
+    density_tolerance: float = 1e-5
+    eigenstates_tolerance: float = 4e-8
+    max_scf_iterations: int = 100
+    eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
+    eos_range: tuple[float, float] = (0.9, 1.1)
+    nstep: int = 5
+    fmax: float = 0.05
+    min_distance_factor: float = 0.3
+    min_distance: float = 0.6
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> GpawEngine:
+        """The engine with the settings of a preset; any field may be overridden by keyword."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r} of the gpaw engine; choose one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def fingerprint(self, property_name: str) -> dict[str, Any]:
+        """Everything that can change the number of this property: versions, data sets, settings (JSON-able)."""
+        import ase
+        import gpaw
+
+        _check_property(property_name)
+        return {
+            "engine": self.name,
+            "method": METHOD_VERSION,
+            "gpaw": gpaw.__version__,
+            "ase": ase.__version__,
+            "datasets": datasets_digest(_setup_paths()),
+            "xc": "PBE",
+            "spin": False,
+            "property": property_name,
+            **self._settings_of(property_name),
+        }
+
+    def _settings_of(self, property_name: str) -> dict[str, Any]:
+        """The fields that one property depends on."""
+        names = [f"{property_name}_cutoff", f"{property_name}_kppa", *_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
+        values = {name: getattr(self, name) for name in names}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def preflight(self) -> None:
+        """Raise :class:`EngineNotReady` if GPAW, its compiled extension or its data sets are missing."""
+        try:
+            import gpaw
+            import gpaw.cgpaw  # noqa: F401  (needs the compiled extension `_gpaw`)
+        except ImportError as error:
+            raise EngineNotReady(f"GPAW cannot be imported ({error}); {INSTALL_HINT}") from error
+        if dataset("O", _setup_paths()) is None:
+            raise EngineNotReady(f"GPAW {gpaw.__version__} finds no PBE data sets; {INSTALL_HINT}")
+
+    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
+        """A failure that needs no calculation, or ``None``: no data set, atoms too close, odd electrons."""
+        _check_property(property_name)
+        symbols = [chemical_symbols[int(z)] for z in crystal.numbers]
+        missing = sorted({s for s in symbols if dataset(s, _setup_paths()) is None})
+        if missing:
+            return Result.failure(
+                Status.UNSUPPORTED_ELEMENT, f"no PBE data set for {', '.join(missing)} in {list(_setup_paths())}"
+            )
+        pair = closest_pair(crystal, self.min_distance, self.min_distance_factor)
+        if pair is not None:
+            i, j, distance = pair
+            return Result.failure(
+                Status.ATOMS_TOO_CLOSE, f"{symbols[i]} and {symbols[j]} are {distance:.2f} Å apart", distance=distance
+            )
+        electrons = valence_electrons(crystal)
+        # With smearing an odd count is fine for energies; a gap counted by whole bands does not exist.
+        if property_name == "band_gap" and electrons % 2:
+            return Result.failure(
+                Status.ODD_ELECTRONS,
+                f"{electrons} valence electrons do not fill whole bands without spin polarisation",
+                valence_electrons=electrons,
+            )
+        return None
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        """Run the calculation in this process; a failure is a result with its status and message."""
+        start = time.process_time()
+        refusal = self.refuse(crystal, property_name)
+        if refusal is not None:
+            return dataclasses.replace(refusal, seconds=time.process_time() - start)
+        from gpaw import KohnShamConvergenceError
+        from gpaw.utilities import AtomsTooClose
+
+        try:
+            result = getattr(self, f"_{property_name}")(crystal)
+        except KohnShamConvergenceError:
+            message = f"no self-consistency within {self.max_scf_iterations} iterations"
+            result = Result.failure(Status.NOT_CONVERGED, message)
+        except np.linalg.LinAlgError as error:
+            result = Result.failure(Status.NOT_CONVERGED, f"the eigensolver broke down: {error}")
+        except AtomsTooClose as error:
+            result = Result.failure(Status.ATOMS_TOO_CLOSE, str(error))
+        except Exception as error:  # the outermost edge: whatever else GPAW raises is kept with its type
+            text = f"{type(error).__name__}: {error}"[:_MAX_UNKNOWN_MESSAGE]
+            status = Status.INVALID_RESULT if "NaN" in text else Status.ENGINE_ERROR
+            result = Result.failure(status, text)
+        return dataclasses.replace(_checked(result, property_name), seconds=time.process_time() - start)
+
+    # One method per property, named after it.
+
+    def _band_gap(self, crystal: Crystal) -> Result:
+        """max(0, LUMO - HOMO) in eV over the mesh, bands counted from the valence electrons.
+
+        Smearing only steers the SCF: with fixed occupations metals do not converge, and for a crystal with a gap well
+        above the width the two are the same.
+        """
+        atoms = to_atoms(crystal)
+        occupied = valence_electrons(crystal) // 2
+        calculator = self._calculator(crystal, "band_gap", bands=occupied + 1)
+        atoms.calc = calculator
+        atoms.get_potential_energy()
+        bands = calculator.eigenvalues()[0]  # [k, band] in eV
+        homo, lumo = float(bands[:, occupied - 1].max()), float(bands[:, occupied].min())
+        details = {
+            **self._facts(crystal, "band_gap"),
+            "iterations": calculator.get_number_of_iterations(),
+            "homo": homo,
+            "lumo": lumo,
+            "raw_gap": lumo - homo,
+            "direct_gap": float((bands[:, occupied] - bands[:, occupied - 1]).min()),
+        }
+        return Result(max(0.0, lumo - homo), Status.OK, details=details)
+
+    def _bulk_modulus(self, crystal: Crystal) -> Result:
+        """B0 in GPa of a Murnaghan fit around the given cell, scaled uniformly, ions not relaxed.
+
+        It is the modulus at the fitted minimum V0; ``modulus_at_cell`` in the details is that at the given volume. The
+        cut-off scales as V^(-2/3), so every volume has the same plane waves and E(V) has no steps.
+        """
+        volume = abs(float(np.linalg.det(crystal.lattice)))
+        volumes = volume * np.array(self.eos_volumes)
+        energies, iterations = [], []
+        for scale in self.eos_volumes:
+            scaled = dataclasses.replace(crystal, lattice=crystal.lattice * scale ** (1 / 3))
+            atoms = to_atoms(scaled)
+            mesh = kpoint_mesh(crystal.lattice, len(crystal.numbers), self.bulk_modulus_kppa)
+            calculator = self._calculator(
+                crystal, "bulk_modulus", mesh=mesh, cutoff=self.bulk_modulus_cutoff * scale ** (-2 / 3)
+            )
+            atoms.calc = calculator
+            energies.append(atoms.get_potential_energy())
+            iterations.append(calculator.get_number_of_iterations())
+        details = {
+            **self._facts(crystal, "bulk_modulus"),
+            "iterations": iterations,
+            "volumes": volumes.tolist(),
+            "energies": energies,
+        }
+        fit = fit_murnaghan(volumes, np.array(energies))
+        details |= fit.details(volume)
+        problem = fit.problem(volume, self.eos_range)
+        if problem:
+            return Result.failure(Status.FIT_MEANINGLESS, problem, **details)
+        return Result(fit.b0 / GPa, Status.OK, details=details)
+
+    def _density(self, crystal: Crystal) -> Result:
+        """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS, GPAW's stress)."""
+        from ase.filters import FrechetCellFilter
+        from ase.optimize import BFGS
+
+        atoms = to_atoms(crystal)
+        calculator = self._calculator(crystal, "density")
+        atoms.calc = calculator
+        optimizer = BFGS(FrechetCellFilter(atoms), logfile=None)
+        relaxed = bool(optimizer.run(fmax=self.fmax, steps=self.nstep))
+        density = float(atoms.get_masses().sum() / atoms.get_volume() * _AMU_PER_A3_IN_G_PER_CM3)
+        details = {
+            **self._facts(crystal, "density"),
+            "relaxed": relaxed,
+            "ionic_steps": int(optimizer.nsteps),
+            "lattice": atoms.cell.array.tolist(),
+            "frac_coords": atoms.get_scaled_positions(wrap=False).tolist(),
+            "pressure": float(-atoms.get_stress()[:3].mean() / GPa),
+        }
+        return Result(density, Status.OK, details=details)
+
+    def _facts(self, crystal: Crystal, property_name: str) -> dict[str, Any]:
+        """The part of ``details`` that every property shares."""
+        kppa = getattr(self, f"{property_name}_kppa")
+        return {
+            "valence_electrons": valence_electrons(crystal),
+            "kpoints": list(kpoint_mesh(crystal.lattice, len(crystal.numbers), kppa)),
+            "cutoff": getattr(self, f"{property_name}_cutoff"),
+        }
+
+    def _calculator(
+        self,
+        crystal: Crystal,
+        property_name: str,
+        bands: int | None = None,
+        mesh: tuple[int, int, int] | None = None,
+        cutoff: float | None = None,
+    ) -> Calculator:
+        """A silent GPAW calculator; ``bands`` is the number of bands the SCF must converge, by default the occupied."""
+        from gpaw import GPAW, PW
+
+        occupied = math.ceil(valence_electrons(crystal) / 2)
+        kppa = getattr(self, f"{property_name}_kppa")
+        return GPAW(
+            mode=PW(cutoff or getattr(self, f"{property_name}_cutoff")),
+            xc="PBE",
+            kpts={"size": mesh or kpoint_mesh(crystal.lattice, len(crystal.numbers), kppa), "gamma": True},
+            occupations={"name": "fermi-dirac", "width": self.smearing_width},
+            nbands=occupied + max(4, math.ceil(self.extra_bands * occupied)),
+            spinpol=False,
+            maxiter=self.max_scf_iterations,
+            convergence={
+                "energy": self.energy_tolerance,
+                "density": self.density_tolerance,
+                "eigenstates": self.eigenstates_tolerance,
+                "bands": bands or "occupied",
+            },
+            txt=None,
+        )
+
+
+METHOD_VERSION = 1
+"""Raised when the code of this module changes a number that the settings do not show."""
+
+_SHARED_SETTINGS = (
+    "smearing_width",
+    "extra_bands",
+    "energy_tolerance",
+    "density_tolerance",
+    "eigenstates_tolerance",
+    "max_scf_iterations",
+    "min_distance_factor",
+    "min_distance",
+)
+_OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "band_gap": (),
+    "bulk_modulus": ("eos_volumes", "eos_range"),
+    "density": ("nstep", "fmax"),
+}
+
+
+def to_atoms(crystal: Crystal) -> Atoms:
+    """The crystal as ASE atoms, periodic in all directions."""
+    return Atoms(numbers=crystal.numbers, cell=crystal.lattice, scaled_positions=crystal.frac_coords, pbc=True)
+
+
+def kpoint_mesh(lattice: np.ndarray, sites: int, kppa: float) -> tuple[int, int, int]:
+    """Subdivisions of a Gamma-centred mesh: pymatgen's ``Kpoints.automatic_density``, rounded up to even numbers.
+
+    Even subdivisions keep both Gamma and the zone-boundary points (X, M, R; L) in the mesh, where band edges sit.
+    """
+    if abs(math.floor(kppa ** (1 / 3) + 0.5) ** 3 - kppa) < 1:
+        kppa *= _KPPA_CUBE_FACTOR  # pymatgen's rule for perfect cubes
+    lengths = np.linalg.norm(lattice, axis=1)
+    multiple = (kppa / sites * lengths.prod()) ** (1 / 3)
+    divisions = [math.floor(max(multiple / length, 1.0)) for length in lengths]
+    a, b, c = (n + n % 2 for n in divisions)
+    return a, b, c
+
+
+def closest_pair(crystal: Crystal, min_distance: float, factor: float) -> tuple[int, int, float] | None:
+    """The closest pair (i, j, distance in Å) below its limit, periodic images included, or ``None``."""
+    radii = covalent_radii[np.asarray(crystal.numbers)]
+    cutoff = max(min_distance, 2 * factor * radii.max())
+    first, second, distances = neighbor_list("ijd", to_atoms(crystal), cutoff)
+    limits = np.maximum(min_distance, factor * (radii[first] + radii[second]))
+    too_close = np.flatnonzero(distances < limits)
+    if not len(too_close):
+        return None
+    worst = too_close[np.argmin(distances[too_close])]
+    return int(first[worst]), int(second[worst]), float(distances[worst])
+
+
+# GPAW's data sets
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A PAW data set: valence electrons and the SHA-256 of its (uncompressed) text."""
+
+    valence: int
+    sha256: str
+
+
+def _setup_paths() -> tuple[str, ...]:
+    """GPAW's search path for data sets (``gpaw-data`` and GPAW_SETUP_PATH)."""
+    import gpaw
+
+    return tuple(os.fspath(path) for path in gpaw.setup_paths)
+
+
+@functools.lru_cache(maxsize=None)
+def dataset(symbol: str, setup_paths: tuple[str, ...]) -> Dataset | None:
+    """The PBE data set that GPAW picks for an element, or ``None`` if there is none."""
+    for folder in setup_paths:
+        for name in (f"{symbol}.PBE.gz", f"{symbol}.PBE"):
+            path = Path(folder, name)
+            if path.is_file():
+                return _read_dataset(path)
+    return None
+
+
+def _read_dataset(path: Path) -> Dataset:
+    """Read the header of a data set and hash all of it."""
+    raw = path.read_bytes()
+    text = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    found = re.search(rb'<atom\s[^>]*valence="([0-9.]+)"', text)
+    if found is None:
+        raise ValueError(f"{path} is not a GPAW data set: it has no <atom ... valence=...>; reinstall gpaw-data")
+    return Dataset(round(float(found[1])), hashlib.sha256(text).hexdigest())
+
+
+@functools.lru_cache(maxsize=None)
+def datasets_digest(setup_paths: tuple[str, ...]) -> str:
+    """SHA-256 over the PBE data sets of all elements that GPAW would use."""
+    digest = hashlib.sha256()
+    for symbol in chemical_symbols[1:]:
+        found = dataset(symbol, setup_paths)
+        if found is not None:
+            digest.update(f"{symbol} {found.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def valence_electrons(crystal: Crystal) -> int:
+    """Electrons outside the frozen cores; raises ``ValueError`` for an element without a data set."""
+    total = 0
+    for number in crystal.numbers:
+        found = dataset(chemical_symbols[int(number)], _setup_paths())
+        if found is None:
+            raise ValueError(f"GPAW has no PBE data set for {chemical_symbols[int(number)]}")
+        total += found.valence
+    return total
+
+
+# Equation of state
+
+
+@dataclasses.dataclass(frozen=True)
+class MurnaghanFit:
+    """A least-squares fit of Murnaghan's equation of state.
+
+    Attributes:
+        e0: eV, energy at the minimum.
+        v0: Å^3, volume at the minimum.
+        b0: eV/Å^3, bulk modulus at the minimum.
+        b_prime: its pressure derivative.
+        residual: eV, root mean square of the fit's errors.
+    """
+
+    e0: float
+    v0: float
+    b0: float
+    b_prime: float
+    residual: float
+
+    def modulus(self, volume: float) -> float:
+        """Bulk modulus -V dP/dV at a volume, eV/Å^3."""
+        return self.b0 * (self.v0 / volume) ** self.b_prime
+
+    def problem(self, volume: float, allowed: tuple[float, float]) -> str:
+        """Why the fit means nothing, or an empty string; ``allowed`` bounds V0 / ``volume``."""
+        if not (math.isfinite(self.b0) and math.isfinite(self.v0)) or self.b0 <= 0:
+            return "the energies have no minimum"
+        if not allowed[0] <= self.v0 / volume <= allowed[1]:
+            return f"V0 is {self.v0 / volume:.3f} of the given volume, outside {allowed[0]}-{allowed[1]}"
+        if min(abs(self.b_prime - bound) for bound in _B_PRIME_RANGE) < 1e-3:
+            return f"B0' leaves the range {_B_PRIME_RANGE[0]}-{_B_PRIME_RANGE[1]}"
+        return ""
+
+    def details(self, volume: float) -> dict[str, float | None]:
+        """JSON-able facts, moduli in GPa, ``None`` where a fit without a minimum has no number."""
+        at_cell = self.modulus(volume) / GPa if self.v0 > 0 else math.nan
+        facts = {
+            "b0": self.b0 / GPa,
+            "b_prime": self.b_prime,
+            "v0": self.v0,
+            "v0_over_v": self.v0 / volume,
+            "fit_residual": self.residual,
+            "modulus_at_cell": at_cell,
+        }
+        return {name: value if math.isfinite(value) else None for name, value in facts.items()}
+
+
+def fit_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> MurnaghanFit:
+    """Fit E(V) (Å^3, eV) by least squares.
+
+    For a fixed B' Murnaghan's E is linear in (1, V, V^(1 - B')), so the fit is a bounded search over B' alone around
+    an exact linear solution: it needs no starting values and cannot diverge.
+    """
+    volumes, energies = np.asarray(volumes, dtype=float), np.asarray(energies, dtype=float)
+    reference = float(volumes.mean())
+    x, shifted = volumes / reference, energies - energies.mean()
+
+    def solve(b_prime: float) -> tuple[np.ndarray, float]:
+        columns = np.stack([np.ones_like(x), x - 1, x ** (1 - b_prime) - 1], axis=1)
+        coefficients = np.linalg.lstsq(columns, shifted, rcond=None)[0]
+        return coefficients, float(np.square(columns @ coefficients - shifted).sum())
+
+    best = minimize_scalar(lambda b: solve(b)[1], bounds=_B_PRIME_RANGE, method="bounded", options={"xatol": 1e-6})
+    b_prime = float(best.x)
+    (constant, linear, power), squares = solve(b_prime)
+    residual = math.sqrt(squares / len(x))
+    # E = constant + linear (x - 1) + power (x^(1-B') - 1): a minimum needs both slopes to pull against each other.
+    ratio = (b_prime - 1) * power / linear if linear else math.nan
+    if not ratio > 0 or linear <= 0:
+        return MurnaghanFit(math.nan, math.nan, math.nan, b_prime, residual)
+    x0 = ratio ** (1 / b_prime)
+    e0 = energies.mean() + constant + linear * (x0 - 1) + power * (x0 ** (1 - b_prime) - 1)
+    return MurnaghanFit(float(e0), x0 * reference, b_prime * linear / reference, b_prime, residual)
+
+
+def _check_property(property_name: str) -> None:
+    """Raise ``ValueError`` for a property no engine knows."""
+    if property_name not in PROPERTIES:
+        raise ValueError(f"no property {property_name!r}; choose one of {', '.join(PROPERTIES)}")
+
+
+def _checked(result: Result, property_name: str) -> Result:
+    """The result, or ``INVALID_RESULT`` if its number is not one a crystal can have."""
+    if result.status != Status.OK or 0.0 <= result.value <= BOUNDS[property_name]:
+        return result
+    message = f"{property_name} of {result.value} is outside 0-{BOUNDS[property_name]}"
+    return Result.failure(Status.INVALID_RESULT, message, **result.details)
