@@ -9,6 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from wrapt import register_post_import_hook
+
+from crystaljax.registration import register_gymnasium, register_gymnax
+
 _EXPORTS = {
     "make": "tasks",
     "make_custom": "tasks",
@@ -19,14 +23,13 @@ _EXPORTS = {
     "GraphObservation": "observation",
     "Skeleton": "skeleton",
     "StructureError": "structures",
-    "skeleton": "structures",
+    "to_skeleton": "structures",
     "read_mp20": "structures",
     "Vocabulary": "elements",
     "FunctionEvaluator": "evaluators",
     "UNRELAXED_DENSITY": "evaluators",
     "Status": "status",
     "api_test": "testing",
-    "register": "registration",
 }
 
 __all__ = list(_EXPORTS)
@@ -36,6 +39,10 @@ def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
         return getattr(importlib.import_module(f"crystaljax.{_EXPORTS[name]}"), name)
     raise AttributeError(f"module 'crystaljax' has no attribute {name!r}")
+
+
+register_post_import_hook(register_gymnax, "gymnax")
+register_post_import_hook(register_gymnasium, "gymnasium")
 
 
 def __dir__() -> list[str]:

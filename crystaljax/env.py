@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,8 +16,7 @@ from crystaljax import observation as observations
 from crystaljax.elements import Vocabulary, get_vocabulary
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
 from crystaljax.status import Status
-from crystaljax.structures import StructureLike
-from crystaljax.structures import skeletons as to_skeletons
+from crystaljax.structures import StructureLike, to_skeletons
 
 MODES = ("site", "orbit", "substitution")
 OBSERVATIONS = ("graph", "flat")
@@ -70,9 +70,9 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
     *Observation*: :class:`crystaljax.observation.GraphObservation`, or float32
     [N (V + 1) + N + 7] (:func:`crystaljax.observation.flat`).
 
-    *Reward*: float32 [], see :mod:`crystaljax.rewards`. *Info*: ``value`` (float32 [], property of the crystal, NaN
-    unless an episode ended with a valid one), ``status`` (int32 [], :class:`crystaljax.status.Status`, meaningful
-    where the episode ended), ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``.
+    *Reward*: float32 [], see :mod:`crystaljax.rewards`. *Info*: ``value`` (float32 [], property of a finished
+    crystal, NaN if it failed, 0 before the end), ``status`` (int32 [], :class:`crystaljax.status.Status`, ``OK``
+    before the end), ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
 
         Args:
             objective: property name or an ``Objective``.
-            skeletons: one structure or several (anything :func:`crystaljax.structures.skeleton` takes).
+            skeletons: one structure or several (anything :func:`crystaljax.structures.to_skeleton` takes).
             evaluator: what computes the property: a name (see :func:`crystaljax.evaluators.available`), an object
                 with ``bind(problem)``, or ``None`` for the default DFT engine.
             vocabulary: ``small`` (18 elements), ``medium`` (30), ``large`` (50) or a ``Vocabulary``.
@@ -151,6 +151,28 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
             raise ValueError(f"target {target} {self.objective.unit} outside (0, {bound:g}]; choose one inside")
         return self.default_params.replace(target=float(target))
 
+    @partial(jax.jit, static_argnames=("self",))
+    def step(
+        self, key: jax.Array, state: EnvState, action: int | jax.Array, params: EnvParams | None = None
+    ) -> tuple[Any, EnvState, jax.Array, jax.Array, jax.Array, dict[str, Any]]:
+        """One decision with auto-reset, as gymnax' ``step``; the same values, one observation less to compute.
+
+        Returns:
+            observation, state, reward, terminated, truncated, info; where an episode ended, observation and state are
+            those of a fresh one, and ``info["final_observation"]`` is the last of the old one.
+        """
+        params = self.default_params if params is None else params
+        key_step, key_reset = jax.random.split(key)
+        last, stepped, reward, terminated, info = self.step_env(key_step, state, action, params)
+        truncated = self.is_truncated(stepped, params)
+        done = terminated | truncated
+        _, fresh = self.reset_env(key_reset, params)
+        state = jax.tree.map(lambda new, old: jnp.where(done, new, old), fresh, stepped)
+        # Observing the chosen state costs half of observing both and choosing.
+        observed = self._observe(state, self.table.row(state.skeleton), params)
+        info = {**info, "terminated": terminated, "truncated": truncated, "final_observation": last}
+        return observed, state, reward, terminated, truncated, info
+
     def reset_env(self, key: jax.Array, params: EnvParams) -> tuple[Any, EnvState]:
         """A fresh episode: skeleton and start site drawn, sites blank (random in substitution mode)."""
         count = len(self.skeletons)
@@ -179,9 +201,9 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         finished = self.is_terminated(state, params)
         value, status = self.evaluator.query(self._numbers[elements], state.skeleton, finished)
         reward = self.objective.reward(value, status, jnp.asarray(params.target, jnp.float32))
-        valid = finished & (status == Status.OK)
         info = {
-            "value": jnp.where(valid, value, jnp.nan),
+            # Not NaN before the end: Gymnasium's checker compares infos, and NaN equals nothing.
+            "value": jnp.where(finished, jnp.where(status == Status.OK, value, jnp.nan), 0.0),
             "status": jnp.where(finished, status, Status.OK).astype(jnp.int32),
             "elements": elements,
             "skeleton": state.skeleton,
@@ -216,7 +238,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
             {
                 "elements": spaces.Box(0, self.vocabulary.blank, (sites,), jnp.int32),
                 "site_mask": spaces.Box(0, 1, (sites,), jnp.bool_),
-                "focus": spaces.Discrete(sites),
+                "focus": spaces.Box(0, sites - 1, (), jnp.int32),
                 "focus_mask": spaces.Box(0, 1, (sites,), jnp.bool_),
                 "senders": spaces.Box(0, sites - 1, (edges,), jnp.int32),
                 "receivers": spaces.Box(0, sites - 1, (edges,), jnp.int32),

@@ -49,7 +49,6 @@ class Objective:
 
     Attributes:
         property: ``band_gap``, ``bulk_modulus`` or ``density``.
-        prefix: how task ids begin.
         unit: unit of value and target.
         target: default target.
         far_target: the out-of-distribution target of the benchmark.
@@ -59,7 +58,6 @@ class Objective:
     """
 
     property: str
-    prefix: str
     unit: str
     target: float
     far_target: float
@@ -77,9 +75,9 @@ class Objective:
         return jnp.where(valid, reward, self.failure_reward).astype(jnp.float32)
 
 
-BAND_GAP = Objective("band_gap", "BandGap", "eV", 1.12, 2.0, band_gap_reward, -1.0, 1.0)
-BULK_MODULUS = Objective("bulk_modulus", "BulkModulus", "GPa", 300.0, 500.0, bulk_modulus_reward, -5.0, 0.0)
-DENSITY = Objective("density", "Density", "g/cm3", 3.0, 5.0, density_reward, -1.0, 1.0)
+BAND_GAP = Objective("band_gap", "eV", 1.12, 2.0, band_gap_reward, -1.0, 1.0)
+BULK_MODULUS = Objective("bulk_modulus", "GPa", 300.0, 500.0, bulk_modulus_reward, -5.0, 0.0)
+DENSITY = Objective("density", "g/cm3", 3.0, 5.0, density_reward, -1.0, 1.0)
 OBJECTIVES = {o.property: o for o in (BAND_GAP, BULK_MODULUS, DENSITY)}
 
 

@@ -10,7 +10,7 @@ import csv
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class StructureError(ValueError):
     """A structure that cannot become a skeleton; the message names the site and the fix."""
 
 
-def skeleton(structure: StructureLike, name: str | None = None, max_sites: int = MAX_SITES) -> Skeleton:
+def to_skeleton(structure: StructureLike, name: str | None = None, max_sites: int = MAX_SITES) -> Skeleton:
     """A skeleton from anything that describes a crystal.
 
     Args:
@@ -77,9 +77,11 @@ def from_pymatgen(
     label = name or (structure.composition.reduced_formula if len(structure) else "structure")
     _refuse_unusable(structure, label, max_sites)
     reduced = structure.get_reduced_structure(reduction_algo="niggli")
+    # From its lengths and angles, so that the orientation does not depend on that of the source.
+    lattice = type(reduced.lattice).from_parameters(*reduced.lattice.parameters)
     return Skeleton(
         name=label,
-        lattice=np.array(reduced.lattice.matrix, dtype=np.float64),
+        lattice=np.array(lattice.matrix, dtype=np.float64),
         frac_coords=np.array(reduced.frac_coords, dtype=np.float64) % 1.0,
         species=tuple(site.specie.symbol for site in reduced),
         source=source,
@@ -184,7 +186,15 @@ def _parse_cif(text: str, label: str) -> Structure:
             # No tolerance: pymatgen would merge overlapping sites and rescale occupancies in silence.
             parser = CifParser.from_str(text, occupancy_tolerance=1.0, site_tolerance=0.0)
             structures = parser.parse_structures(primitive=False, on_error="raise")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, ZeroDivisionError, AssertionError) as error:
+        except (
+            ValueError,
+            KeyError,
+            IndexError,
+            TypeError,
+            AttributeError,
+            ZeroDivisionError,
+            AssertionError,
+        ) as error:
             raise StructureError(f"{label}: not a readable CIF ({error}); check it with another program") from error
     if len(structures) != 1:
         raise StructureError(f"{label}: holds {len(structures)} structures; give a file with one")
@@ -234,8 +244,8 @@ def _refuse_overlaps(lattice: np.ndarray, coords: np.ndarray, label: str) -> Non
         )
 
 
-def skeletons(structures: StructureLike | Sequence[StructureLike]) -> tuple[Skeleton, ...]:
-    """Skeletons from one structure or several (see :func:`skeleton`)."""
+def to_skeletons(structures: StructureLike | Sequence[StructureLike]) -> tuple[Skeleton, ...]:
+    """Skeletons from one structure or several (see :func:`to_skeleton`)."""
     if isinstance(structures, list | tuple):
-        return tuple(skeleton(structure) for structure in structures)
-    return (skeleton(structures),)
+        return tuple(to_skeleton(structure) for structure in structures)
+    return (to_skeleton(structures),)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import difflib
+from typing import TYPE_CHECKING, Any
 
-from crystaljax import library, rewards
-from crystaljax.env import CrystalEnv, EnvParams
-from crystaljax.evaluators import Evaluator
-from crystaljax.structures import StructureLike
+if TYPE_CHECKING:
+    from crystaljax.env import CrystalEnv, EnvParams
+    from crystaljax.evaluators import Evaluator
+    from crystaljax.structures import StructureLike
 
-_SITE_CRYSTALS = (*library.BENCHMARK_ROWS, "Mixed", "Five")
-_ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
+PREFIXES = {"band_gap": "BandGap", "bulk_modulus": "BulkModulus", "density": "Density"}
+"""How the ids of a property's tasks begin."""
+SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")
+ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,21 +23,21 @@ class Task:
 
     Attributes:
         id: such as ``BandGap-C1-v0``.
-        objective: property, target and reward.
+        property: key of :data:`crystaljax.rewards.OBJECTIVES`, which holds target and reward.
         crystals: name of the skeletons, see :func:`crystaljax.library.crystals`.
         mode: default mode of the environment.
     """
 
     id: str
-    objective: rewards.Objective
+    property: str
     crystals: str
     mode: str
 
 
 _TASKS = {
-    f"{objective.prefix}-{crystals}-v0": Task(f"{objective.prefix}-{crystals}-v0", objective, crystals, mode)
-    for objective in rewards.OBJECTIVES.values()
-    for group, mode in ((_SITE_CRYSTALS, "site"), (_ORBIT_CRYSTALS, "orbit"))
+    f"{prefix}-{crystals}-v0": Task(f"{prefix}-{crystals}-v0", property_name, crystals, mode)
+    for property_name, prefix in PREFIXES.items()
+    for group, mode in ((SITE_CRYSTALS, "site"), (ORBIT_CRYSTALS, "orbit"))
     for crystals in group
 }
 
@@ -47,8 +50,6 @@ def registered_tasks() -> list[str]:
 def task(task_id: str) -> Task:
     """The task of that id; raises ``ValueError`` for an unknown one, with the nearest ids."""
     if task_id not in _TASKS:
-        import difflib
-
         near = difflib.get_close_matches(task_id, _TASKS, n=3, cutoff=0.0)
         raise ValueError(f"unknown task {task_id!r}; did you mean {', '.join(near)}? See registered_tasks()")
     return _TASKS[task_id]
@@ -56,10 +57,13 @@ def task(task_id: str) -> Task:
 
 def make_env(task_id: str, evaluator: str | Evaluator | None = None, **options: Any) -> CrystalEnv:
     """The environment of a registered task; arguments as :func:`make`."""
+    from crystaljax import library
+    from crystaljax.env import CrystalEnv
+
     chosen = task(task_id)
     options.setdefault("mode", chosen.mode)
     options.setdefault("skeletons", library.crystals(chosen.crystals))
-    return CrystalEnv(chosen.objective, evaluator=evaluator, name=task_id, **options)
+    return CrystalEnv(chosen.property, evaluator=evaluator, name=task_id, **options)
 
 
 def make(
@@ -102,12 +106,12 @@ def make_custom(
 
     Args:
         property_name: ``band_gap``, ``bulk_modulus`` or ``density``.
-        structures: one or several; see :func:`crystaljax.structures.skeleton` and
+        structures: one or several; see :func:`crystaljax.structures.to_skeleton` and
             :func:`crystaljax.structures.read_mp20`.
         evaluator, target, options: as :func:`make`.
     """
-    objective = rewards.objective(property_name)
-    name = f"{objective.prefix}-Custom"
-    env = CrystalEnv(objective, structures, evaluator, name=name, **options)
-    return env, env.default_params if target is None else env.with_target(target)
+    from crystaljax.env import CrystalEnv
 
+    name = f"{PREFIXES.get(property_name, property_name)}-Custom"
+    env = CrystalEnv(property_name, structures, evaluator, name=name, **options)
+    return env, env.default_params if target is None else env.with_target(target)
