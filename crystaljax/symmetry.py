@@ -74,13 +74,13 @@ def canonical(labels: jax.Array, permutations: jax.Array) -> jax.Array:
         Same shape and dtype as ``labels``.
     """
     images = labels[permutations]
-
-    def keep_smallest(alive: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
-        smallest = jnp.min(jnp.where(alive, column, jnp.iinfo(column.dtype).max))
-        return alive & (column == smallest), smallest
-
-    _, smallest = jax.lax.scan(keep_smallest, jnp.ones(images.shape[0], bool), images.T, unroll=True)
-    return smallest
+    alive = jnp.bool_(True)
+    smallest = []
+    for site in range(images.shape[1]):
+        column = jnp.where(alive, images[:, site], jnp.iinfo(images.dtype).max)
+        smallest.append(column.min())
+        alive &= column == smallest[-1]
+    return jnp.stack(smallest)
 
 
 def count_distinct(permutations: np.ndarray, colours: int) -> int:

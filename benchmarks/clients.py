@@ -1,0 +1,98 @@
+"""Other people's training code on our environment: jaxnasium and rejax PPO on ``Density-C1-v0``.
+
+``python benchmarks/clients.py`` (needs ``pip install 'crystaljax[benchmark]'``). jaxnasium makes the environment through
+gymnax' registry, without an adapter; rejax takes the five-tuple adapter. The evaluator is the density of the unrelaxed
+cell, so no DFT runs. Reported is the mean reward of sampled episodes after training, over the best reward that any
+labeling reaches (found by trying every composition). The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+
+import jax
+import jaxnasium
+import numpy as np
+import rejax
+from jaxnasium.algorithms import PPO
+
+import crystaljax
+from crystaljax.adapters import FiveTupleEnv
+from crystaljax.elements import masses
+from crystaljax.evaluators import AVOGADRO
+
+TASK = "Density-C1-v0"
+EVALUATOR = "unrelaxed-density"
+STEPS = 200_000
+EPISODES = 256
+
+
+def best_reward(env: crystaljax.CrystalEnv, target: float) -> float:
+    """The best reward over all compositions of the cell, in float64."""
+    weights = masses().astype(np.float64)[env.vocabulary.numbers[:-1]]
+    sites = env.skeletons[0].n_sites
+    totals = np.array([sum(c) for c in itertools.combinations_with_replacement(weights, sites)])
+    density = totals / (env.skeletons[0].volume * AVOGADRO)
+    return float(np.exp(-((target - density) ** 2) / 3.0).max())
+
+
+def train_jaxnasium(seed: int) -> float:
+    """Mean reward of jaxnasium's PPO, sampled actions."""
+    env = jaxnasium.make(f"gymnax:{TASK}", evaluator=EVALUATOR, observation="flat")
+    trainer = PPO(
+        total_timesteps=STEPS,
+        num_envs=32,
+        num_steps=40,
+        learning_rate_start=1e-3,
+        learning_rate_end=0.0,
+        ent_coef_start=0.01,
+        ent_coef_end=0.0,
+        log_function=None,
+    )
+    agent, _ = trainer.train(jax.random.key(seed), env)
+    returns = agent.evaluate(jax.random.key(seed + 1), env, num_eval_episodes=EPISODES, deterministic_policy=False)
+    return float(np.mean(returns))
+
+
+def train_rejax(seed: int) -> float:
+    """Mean reward of rejax' PPO, sampled actions (rejax' own evaluation)."""
+    env, params = crystaljax.make(TASK, EVALUATOR, observation="flat")
+    algorithm = rejax.get_algo("ppo").create(
+        env=FiveTupleEnv(env),
+        env_params=params,
+        total_timesteps=STEPS,
+        eval_freq=STEPS,
+        num_envs=32,
+        num_steps=40,
+        num_epochs=4,
+        num_minibatches=4,
+        learning_rate=1e-3,
+        ent_coef=0.001,
+        max_grad_norm=0.5,
+        skip_initial_evaluation=True,
+    )
+    _, (_, returns) = jax.jit(algorithm.train)(jax.random.key(seed))
+    return float(np.mean(returns[-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=10)
+    seed = parser.parse_args().seed
+    env, params = crystaljax.make(TASK, EVALUATOR)
+    best = best_reward(env, float(params.target))
+    print(f"best reachable reward {best:.6f}")
+    ratios = {}
+    for name, train in (("jaxnasium", train_jaxnasium), ("rejax", train_rejax)):
+        start = time.perf_counter()
+        reward = train(seed)
+        ratios[name] = round(reward / best, 4)
+        print(f"{name}: mean reward {reward:.4f} after {STEPS:,} steps, {time.perf_counter() - start:.0f} s", flush=True)
+    print(json.dumps({"reward_ratio": ratios, "best_reward": best, "steps": STEPS, "seed": seed}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""DFT engines as evaluators: open one with settings of your own, or name one in :func:`crystaljax.make`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from dft_bridge.bridge import Bridge
+from dft_bridge.engines.registry import make_engine
+from dft_bridge.store import Store
+
+
+def open_bridge(
+    engine: str = "gpaw",
+    preset: str = "fast",
+    store: Store | str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    *,
+    timeout: float | None = None,
+    **settings: Any,
+) -> Bridge:
+    """A bridge to an engine by name, for ``with open_bridge(...) as bridge`` and ``make(..., evaluator=bridge)``.
+
+    Args:
+        engine: name of the engine, see :mod:`dft_bridge.engines.registry`.
+        preset: name of its settings.
+        store: where results are kept, by default :func:`dft_bridge.store.default_path`.
+        workers: worker processes, by default one per CPU core.
+        timeout: wall-clock seconds after which a calculation is stopped.
+        settings: single settings of the engine that replace those of the preset.
+
+    Raises:
+        ValueError, TypeError: unknown engine, preset or setting, with the known ones.
+    """
+    chosen = make_engine(engine, preset, **settings)
+    changed = "".join(f", {name}={value}" for name, value in sorted(settings.items()))
+    return Bridge(chosen, store, workers, preset=preset + changed, timeout=timeout)
+
+
+def gpaw() -> Bridge:
+    """The evaluator named ``gpaw``: its ``fast`` preset on the default store. Workers end with the program."""
+    return open_bridge("gpaw")
+
+
+def default() -> Bridge:
+    """The evaluator used when none is named."""
+    return gpaw()

@@ -1,0 +1,102 @@
+"""Engines without physics, picklable, for tests and benchmarks of the bridge."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crystaljax.status import Status
+from dft_bridge.engines.base import Crystal, EngineNotReady, Result
+
+
+def fake_value(numbers: np.ndarray, scale: float = 1.0) -> float:
+    """A number that every equivalent labeling shares: a smooth function of the composition."""
+    return float(scale * (np.asarray(numbers, dtype=float) ** 1.5).sum() % 5.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeEngine:
+    """Returns :func:`fake_value`, after doing what it is told to.
+
+    Attributes:
+        log: a file that gets one line per calculation: process id and atomic numbers.
+        scale: a setting that changes the number.
+        sleep: wall-clock seconds a calculation takes.
+        refuse_element, fail_element, nan_element, raise_element, kill_element, hang_element, unready_element: atomic
+            number of the element that makes a crystal be refused, fail, return NaN, raise, kill its worker, hang, find
+            the engine missing.
+        kill_once: a file; where it is missing the first calculation creates it and kills its worker.
+        ready: whether the engine is installed.
+    """
+
+    name: str = "fake"
+    log: str = ""
+    scale: float = 1.0
+    sleep: float = 0.0
+    refuse_element: int = -1
+    fail_element: int = -1
+    nan_element: int = -1
+    raise_element: int = -1
+    kill_element: int = -1
+    hang_element: int = -1
+    unready_element: int = -1
+    kill_once: str = ""
+    ready: bool = True
+
+    def fingerprint(self, property_name: str) -> dict[str, Any]:
+        if property_name not in ("band_gap", "density"):
+            raise ValueError(f"the fake engine does not compute {property_name}")
+        return {"engine": self.name, "fake": "1.0", "scale": self.scale, "property": property_name}
+
+    def preflight(self) -> None:
+        if not self.ready:
+            raise EngineNotReady("the fake engine is missing; install it")
+
+    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
+        if self.refuse_element in crystal.numbers:
+            return Result.failure(Status.ODD_ELECTRONS, "refused")
+        return None
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        numbers = crystal.numbers
+        if self.log:
+            with open(self.log, "a") as log:  # one short line appended at once does not mix with others
+                log.write(f"{os.getpid()} {' '.join(map(str, numbers))}\n")
+        if self.kill_once and not Path(self.kill_once).exists():
+            Path(self.kill_once).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kill_element in numbers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.hang_element in numbers:
+            time.sleep(1000.0)
+        if self.unready_element in numbers:
+            raise EngineNotReady("the fake engine has vanished; install it again")
+        if self.raise_element in numbers:
+            raise ArithmeticError("division by cucumber")
+        time.sleep(self.sleep)
+        if self.fail_element in numbers:
+            return Result.failure(Status.NOT_CONVERGED, "gave up", iterations=60)
+        if self.nan_element in numbers:
+            return Result(float("nan"), Status.OK)
+        return Result(fake_value(numbers, self.scale), Status.OK, details={"iterations": 7, "bands": [0.5, 1.5]})
+
+    def calculations(self) -> list[tuple[int, ...]]:
+        """The atomic numbers of every calculation so far, in order."""
+        path = Path(self.log)
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [tuple(int(z) for z in line.split()[1:]) for line in lines]
+
+
+def worker_facts() -> tuple[list[str], str, bool, bool]:
+    """Heavy modules loaded in a worker with GPAW's engine, its thread count, and whether it is isolated."""
+    import dft_bridge.engines.gpaw  # noqa: F401
+
+    heavy = [name for name in ("jax", "flax", "gymnax", "pytest") if name in sys.modules]
+    return heavy, os.environ["OMP_NUM_THREADS"], os.getpgid(0) == os.getpid()
