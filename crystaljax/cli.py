@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(**given) or 0
     except KeyboardInterrupt:
+        print("crystaljax: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = _explain(error)
@@ -257,7 +258,7 @@ def _evaluate(
     from agents import config as configs
     from agents import report, runner
     from agents.checkpoints import Checkpoints
-    from agents.evaluation import make_designer
+    from agents.evaluation import make_designer, refuse_other_shapes
     from agents.ledger import Ledger
     from agents.networks import make_network
 
@@ -278,8 +279,10 @@ def _evaluate(
     with _open_evaluator(config) as evaluator:
         env, params = runner.build_env(config, evaluator)
         network = make_network(env, config.network)
+        policy = checkpoints.restore_network()
+        refuse_other_shapes(env, network, policy)
         design = jax.jit(make_designer(env, network, episodes, greedy=not sample))
-        records = design(jax.random.key(seed), checkpoints.restore_network(), params)
+        records = design(jax.random.key(seed), policy, params)
         jax.block_until_ready(records)
         env.evaluator.check()
     ledger = Ledger(env.skeletons, env.vocabulary)

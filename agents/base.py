@@ -1,0 +1,51 @@
+"""What the training runner expects of an agent, and what a rollout leaves behind for the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Records:
+    """What happened at each step of a rollout; T steps, L lanes, N sites.
+
+    Attributes:
+        reward: float32 [T, L].
+        finished: bool [T, L], an episode ended at this step; the fields below mean something only there.
+        value: float32 [T, L], property of the finished crystal in its unit, NaN if it failed.
+        status: int32 [T, L], :class:`crystaljax.status.Status`.
+        elements: int32 [T, L, N], vocabulary index of each site.
+        skeleton: int32 [T, L].
+    """
+
+    reward: jax.Array
+    finished: jax.Array
+    value: jax.Array
+    status: jax.Array
+    elements: jax.Array
+    skeleton: jax.Array
+
+    @classmethod
+    def of_step(cls, reward: jax.Array, finished: jax.Array, info: dict[str, jax.Array]) -> Records:
+        """The records of one step, from what ``env.step`` returned."""
+        return cls(reward, finished, info["value"], info["status"], info["elements"], info["skeleton"])
+
+
+class Agent(NamedTuple):
+    """An algorithm bound to an environment: pure functions over an opaque train state.
+
+    Attributes:
+        init: (key, environment parameters) to train state.
+        update: train state to (train state, losses as a dict of float32 scalars, :class:`Records`).
+        steps: environment steps per lane and update.
+        lanes: environments in parallel.
+    """
+
+    init: Callable[[jax.Array, Any], Any]
+    update: Callable[[Any], tuple[Any, dict[str, jax.Array], Records]]
+    steps: int
+    lanes: int

@@ -1,0 +1,138 @@
+"""The crystals of a run: every episode, and the distinct crystals among them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from ase.formula import Formula
+
+from agents.base import Records
+from crystaljax.elements import Vocabulary
+from crystaljax.skeleton import Skeleton
+from crystaljax.status import Status
+
+REFUSED = (Status.ODD_ELECTRONS, Status.ATOMS_TOO_CLOSE, Status.UNSUPPORTED_ELEMENT)
+"""Outcomes that an engine predicts without a calculation."""
+
+
+def formula(symbols: Iterable[str]) -> str:
+    """The reduced formula, in the usual order of elements: ``KMgF3``."""
+    return Formula("".join(symbols)).reduce()[0].format("metal")
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """One finished crystal.
+
+    Attributes:
+        episode: number of the episode, from 0.
+        update: update in which it ended, from 1.
+        crystal: number of the distinct crystal, from 0; episodes that designed equivalent crystals share it.
+        formula: reduced formula.
+        elements: chemical symbol of each site of the skeleton.
+        skeleton: index into the environment's skeletons.
+        value: property in its unit; ``None`` if the calculation failed.
+        status: name of the outcome.
+        reward: as the agent saw it.
+    """
+
+    episode: int
+    update: int
+    crystal: int
+    formula: str
+    elements: tuple[str, ...]
+    skeleton: int
+    value: float | None
+    status: str
+    reward: float
+
+
+class Ledger:
+    """Counts episodes and distinct crystals. Built again from its episodes, it is the same."""
+
+    def __init__(self, skeletons: tuple[Skeleton, ...], vocabulary: Vocabulary):
+        self.skeletons = skeletons
+        self.vocabulary = vocabulary
+        self.episodes = 0
+        self.statuses: Counter[str] = Counter()
+        self.crystals: list[Episode] = []
+        """The first episode of each distinct crystal."""
+        self._total_reward = 0.0
+        self._index: dict[tuple[str, tuple[int, ...]], int] = {}
+
+    @property
+    def refused(self) -> int:
+        """Distinct crystals that needed no calculation."""
+        names = {status.name for status in REFUSED}
+        return sum(crystal.status in names for crystal in self.crystals)
+
+    @property
+    def mean_reward(self) -> float:
+        """Over all episodes."""
+        return self._total_reward / max(self.episodes, 1)
+
+    @property
+    def best_reward(self) -> float | None:
+        return max((crystal.reward for crystal in self.crystals), default=None)
+
+    def best(self, count: int) -> list[Episode]:
+        """The distinct crystals with the highest rewards among those with a value; the earlier one first if equal."""
+        valued = [crystal for crystal in self.crystals if crystal.value is not None]
+        return sorted(valued, key=lambda crystal: (-crystal.reward, crystal.crystal))[:count]
+
+    def add_records(self, records: Records, update: int) -> list[Episode]:
+        """Enter the episodes that ended in a rollout, in order of time and lane, and return them."""
+        host = Records(*(np.asarray(leaf) for leaf in vars(records).values()))
+        entered = []
+        for where in np.argwhere(host.finished):
+            step, lane = map(int, where)
+            value, status = float(host.value[step, lane]), Status(int(host.status[step, lane]))
+            entered.append(
+                self._enter(
+                    update=update,
+                    labels=host.elements[step, lane],
+                    skeleton=int(host.skeleton[step, lane]),
+                    value=value if status == Status.OK and math.isfinite(value) else None,
+                    status=status.name,
+                    reward=float(host.reward[step, lane]),
+                )
+            )
+        return entered
+
+    def add_line(self, line: dict[str, Any]) -> None:
+        """Enter an episode read back from a file."""
+        self._enter(
+            update=line["update"],
+            labels=self.vocabulary.indices(line["elements"]),
+            skeleton=line["skeleton"],
+            value=line["value"],
+            status=line["status"],
+            reward=line["reward"],
+        )
+
+    def _enter(
+        self, update: int, labels: np.ndarray, skeleton: int, value: float | None, status: str, reward: float
+    ) -> Episode:
+        labels = labels[: self.skeletons[skeleton].n_sites]
+        key = self._key(labels, skeleton)
+        is_new = key not in self._index
+        crystal = self._index.setdefault(key, len(self.crystals))
+        symbols = tuple(self.vocabulary.symbols[label] for label in labels)
+        episode = Episode(self.episodes, update, crystal, formula(symbols), symbols, skeleton, value, status, reward)
+        self.episodes += 1
+        self.statuses[status] += 1
+        self._total_reward += reward
+        if is_new:
+            self.crystals.append(episode)
+        return episode
+
+    def _key(self, labels: np.ndarray, skeleton: int) -> tuple[str, tuple[int, ...]]:
+        """Skeleton digest and atomic numbers in canonical form: equal for equivalent crystals."""
+        numbers = self.vocabulary.numbers[labels]
+        images = numbers[self.skeletons[skeleton].permutations]
+        return self.skeletons[skeleton].digest, min(map(tuple, images.tolist()))

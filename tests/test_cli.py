@@ -1,0 +1,177 @@
+"""The command line: what works, and that bad input gets one line that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from ase.build import bulk
+from ase.io import write as write_atoms
+
+from crystaljax import cli, library
+from crystaljax.evaluators import UNRELAXED_DENSITY
+
+SHORT = "--engine unrelaxed-density --network mlp --episodes 24 --lanes 4 --steps 6".split()
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output and standard error of a command."""
+    try:
+        code = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "density"
+    assert cli.main(["train", "--task", "Density-RocksaltAB-v0", *SHORT, "--run", str(folder)]) == 0
+    return folder
+
+
+def test_help_is_light_and_names_every_command():
+    program = "import sys, crystaljax.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert all(command in done.stdout for command in ("train", "evaluate", "show", "doctor", "tasks"))
+
+
+def test_help_of_train_shows_the_defaults(capsys):
+    code, out, _ = run(capsys, "train", "--help")
+    assert code == 0 and "0.00025" in out and "default: 1000" in out
+
+
+def test_tasks(capsys):
+    code, out, _ = run(capsys, "tasks")
+    assert code == 0 and "BandGap-C1-v0" in out and "1.12 eV" in out
+
+
+def test_doctor_reports_every_engine(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert "gpaw" in out and ("not ready" in out) == (code != 0)
+
+
+def test_train_writes_a_run_and_a_closing_table(capsys, tmp_path):
+    arguments = [
+        "--agent",
+        "random",
+        "--seed",
+        20,
+        "--target",
+        5.0,
+        "--vocabulary",
+        "medium",
+        "--run",
+        tmp_path / "run",
+    ]
+    code, out, _ = run(capsys, "train", "--task", "Density-C5-v0", *SHORT, *arguments)
+    assert code == 0
+    assert "Best crystals, Density-C5-v0 (target 5 g/cm3)" in out and "no DFT" in out
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["agent"], saved["seed"], saved["target"], saved["vocabulary"]) == ("random", 20, 5.0, "medium")
+
+
+def test_train_on_a_structure_of_ones_own(capsys, tmp_path):
+    write_atoms(tmp_path / "salt.cif", bulk("NaCl", "rocksalt", a=5.64))
+    arguments = ["--property", "density", "--agent", "random", "--run", tmp_path / "run"]
+    code, out, _ = run(capsys, "train", "--structure", tmp_path / "salt.cif", *SHORT, *arguments)
+    assert code == 0 and "Best crystals, Density-Custom" in out
+
+
+def test_resuming_a_finished_run_changes_nothing(capsys, trained):
+    before = (trained / "episodes.jsonl").read_text()
+    code, out, _ = run(capsys, "train", "--resume", "--run", trained)
+    assert code == 0 and "24 episodes" in out
+    assert (trained / "episodes.jsonl").read_text() == before
+
+
+def test_ctrl_c_says_how_to_resume(capsys, monkeypatch, tmp_path):
+    class Impatient:
+        def bind(self, problem):
+            return UNRELAXED_DENSITY.bind(problem)._replace(check=lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    monkeypatch.setattr(cli, "_open_evaluator", lambda config: contextlib.nullcontext(Impatient()))
+    arguments = ["--agent", "random", "--run", tmp_path / "run"]
+    code, _, err = run(capsys, "train", "--task", "Density-RocksaltAB-v0", *SHORT, *arguments)
+    assert code == cli.INTERRUPTED and f"train --resume --run {tmp_path / 'run'}" in err
+    monkeypatch.undo()
+    code, out, _ = run(capsys, "train", "--resume", "--run", tmp_path / "run")
+    assert code == 0 and "24 episodes" in out
+
+
+def test_evaluate(capsys, trained):
+    code, out, _ = run(capsys, "evaluate", trained, "--episodes", 5)
+    assert code == 0 and "Designs for Density-RocksaltAB-v0" in out and "5 episodes" in out
+    code, out, _ = run(capsys, "evaluate", trained, "--episodes", 5, "--sample", "--target", 5.0)
+    assert code == 0 and "target 5 g/cm3" in out
+
+
+def test_show_draws_files_and_runs(capsys, trained, tmp_path):
+    cif = next((trained / "best").glob("*.cif"))
+    code, out, _ = run(capsys, "show", cif, "-o", tmp_path / "one.png")
+    assert code == 0 and (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run(capsys, "show", trained)
+    assert code == 0 and out.strip() == str(trained / "best.png") and (trained / "best.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["train"], "give a task"),
+        (["train", "--task", "Density-C55-v0", "--engine", "unrelaxed-density"], "did you mean"),
+        (["train", "--task", "Density-C1-v0", "--engine", "abacus"], "use one of"),
+        (["train", "--task", "BandGap-C1-v0", "--engine", "unrelaxed-density"], "choose another evaluator"),
+        (["train", "--task", "Density-C1-v0", "--engine", "unrelaxed-density", "--target", "-1"], "choose one inside"),
+        (["train", "--task", "Density-C1-v0", "--engine", "unrelaxed-density", "--lanes", "0"], "at least 1"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--minibatches", "7"], "choose a divisor"),
+        (["train", "--task", "BandGap-C1-v0", "--engine", "gpaw", "--preset", "nice"], "nice"),
+        (["train", "--structure", "missing.cif", "--property", "density", *SHORT], "no such file"),
+        (["train", "--resume"], "give --run"),
+        (["train", "--resume", "--run", "missing"], "not the folder of a run"),
+        (["train", "--agent", "genetic"], "invalid choice"),
+        (["evaluate", "missing"], "not the folder of a run"),
+        (["show", "missing.cif"], "no such file"),
+        (["doctor", "--install", "abacus"], "abacus"),
+    ],
+)
+def test_bad_input_gets_one_line_of_advice(capsys, monkeypatch, tmp_path, arguments, advice):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run(capsys, *arguments)
+    last = err.strip().splitlines()[-1]
+    assert code == cli.BAD_INPUT and advice in last and last.startswith("crystaljax")
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("runs/*")), "no folder for a run that never was"
+
+
+def test_a_run_is_not_overwritten_and_keeps_its_settings(capsys, trained):
+    code, _, err = run(capsys, "train", "--task", "Density-RocksaltAB-v0", *SHORT, "--run", trained)
+    assert code == cli.BAD_INPUT and "holds a run already" in err
+    code, _, err = run(capsys, "train", "--resume", "--run", trained, "--lanes", 8)
+    assert code == cli.BAD_INPUT and "leave out lanes" in err
+
+
+def test_a_policy_for_one_skeleton_says_so_on_another(capsys, trained):
+    code, _, err = run(capsys, "evaluate", trained, "--task", "Density-C5-v0")
+    assert code == cli.BAD_INPUT and "transformer" in err
+
+
+def test_missing_extra_is_named(capsys, monkeypatch):
+    def missing(name):
+        raise ModuleNotFoundError("No module named 'orbax'", name="orbax")
+
+    monkeypatch.setattr(library, "crystals", missing)
+    code, _, err = run(capsys, "tasks")
+    assert code == cli.BAD_INPUT and "pip install 'crystaljax[agents]'" in err
+
+
+def test_defects_of_ours_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(library, "crystals", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["tasks"])

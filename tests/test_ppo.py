@@ -1,0 +1,194 @@
+"""PPO: its arithmetic against slow references, and that it learns."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import crystaljax
+from agents.networks import MLP
+from agents.ppo import PPOConfig, Sample, advantages, loss, make_optimizer, make_ppo, make_train, shuffled
+from agents.random_search import RandomConfig, make_random_search
+
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiles in half the time."""
+QUICK = PPOConfig(updates=40, lanes=16, steps=16, learning_rate=3e-3)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density", observation="flat", mode="site")
+
+
+def slow_advantages(reward, value, next_value, terminated, done, discount, trace):
+    """The sum of discounted errors, written as in the paper, one lane and step at a time."""
+    steps, lanes = reward.shape
+    result = np.zeros_like(reward)
+    for lane in range(lanes):
+        for start in range(steps):
+            weight = 1.0
+            for t in range(start, steps):
+                bootstrap = 0.0 if terminated[t, lane] else next_value[t, lane]
+                result[start, lane] += weight * (reward[t, lane] + discount * bootstrap - value[t, lane])
+                if done[t, lane]:
+                    break
+                weight *= discount * trace
+    return result
+
+
+def test_advantages_are_those_of_the_definition():
+    random = np.random.default_rng(0)
+    reward, value, next_value = random.normal(size=(3, 20, 6))
+    terminated, truncated = random.random((2, 20, 6)) < 0.2
+    arguments = (reward, value, next_value, terminated, terminated | truncated, 0.9, 0.8)
+    expected = slow_advantages(*arguments)
+    found = advantages(*(jnp.asarray(a, jnp.float32) if i < 3 else a for i, a in enumerate(arguments)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def slow_loss(weights, batch, config):
+    """The loss for a linear network in NumPy float64; ``weights`` [D, V + 1], the last column gives the value."""
+    outputs = batch.observation @ weights
+    logits, value = outputs[:, :-1], outputs[:, -1]
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    entropy = -(np.exp(log_probs) * log_probs).sum(axis=1).mean()
+    ratio = np.exp(log_probs[np.arange(len(batch.action)), batch.action] - batch.log_prob)
+    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+    policy = np.minimum(ratio * advantage, np.clip(ratio, 1 - config.clip, 1 + config.clip) * advantage)
+    near = np.clip(value, batch.value - config.clip, batch.value + config.clip)
+    errors = np.maximum((value - batch.returns) ** 2, (near - batch.returns) ** 2)
+    return -policy.mean() + config.value_weight * 0.5 * errors.mean() - config.entropy * entropy
+
+
+def test_loss_and_gradient_are_those_of_a_slow_reference():
+    random = np.random.default_rng(1)
+    batch = Sample(
+        observation=random.normal(size=(40, 5)),
+        action=random.integers(0, 4, 40),
+        log_prob=np.log(random.uniform(0.1, 0.5, 40)),
+        value=random.normal(size=40),
+        advantage=random.normal(size=40),
+        returns=random.normal(size=40),
+    )
+    weights, config = random.normal(size=(5, 5)), PPOConfig()
+
+    def linear(weights, observation):
+        outputs = observation @ weights
+        return outputs[:-1], outputs[-1]
+
+    single = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.int32 if leaf.dtype == int else jnp.float32), batch)
+    value, gradient = jax.value_and_grad(lambda w: loss(w, linear, single, config)[0])(jnp.asarray(weights))
+    np.testing.assert_allclose(value, slow_loss(weights, batch, config), rtol=1e-5)
+    for index in np.ndindex(*weights.shape):
+        step = np.zeros_like(weights)
+        step[index] = 1e-6
+        slope = (slow_loss(weights + step, batch, config) - slow_loss(weights - step, batch, config)) / 2e-6
+        np.testing.assert_allclose(gradient[index], slope, atol=2e-5)
+
+
+def test_minibatches_keep_each_observation_with_its_action():
+    numbers = jnp.arange(24)
+    samples = Sample(jnp.stack([numbers, numbers], axis=1), numbers, numbers, numbers, numbers, numbers)
+    batches = shuffled(jax.random.key(0), samples, 3)
+    assert batches.observation.shape == (3, 8, 2)
+    for leaf in jax.tree.leaves(batches):
+        np.testing.assert_array_equal(leaf.reshape(3, 8, -1)[:, :, 0], batches.action)
+    np.testing.assert_array_equal(np.sort(batches.action.ravel()), numbers)
+    assert (np.asarray(batches.action).ravel() != np.asarray(numbers)).any()
+
+
+def test_observations_of_every_rollout_belong_to_their_actions(problem):
+    """In the first pass over the data the probability ratio is 1, unless an action got another observation."""
+    env, params = problem
+    agent = make_ppo(PPOConfig(lanes=4, steps=5, minibatches=1, epochs=1, learning_rate=0.1, anneal=False), env)
+    update = quick_jit(agent.update)
+    state = quick_jit(agent.init)(jax.random.key(0), params)
+    for _ in range(4):
+        state, losses, _ = update(state)
+        assert abs(float(losses["approx_kl"])) < 1e-6 and float(losses["clip_fraction"]) == 0.0
+    assert float(losses["entropy"]) < 2.85, "the policy has moved, or the test says nothing"
+
+
+def test_learning_rate_falls_by_update_and_not_within():
+    config = PPOConfig(updates=4, minibatches=2, epochs=3, learning_rate=1.0)
+    optimizer = make_optimizer(config)
+    params = jnp.zeros(3)
+    state, sizes = optimizer.init(params), []
+    for _ in range(4 * 6):
+        change, state = optimizer.update(jnp.ones(3), state, params)
+        sizes.append(float(-change[0]))
+    np.testing.assert_allclose(sizes, np.repeat([1.0, 0.75, 0.5, 0.25], 6), rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def trained(problem):
+    """Three seeds, vmapped; only MLPs, to keep it quick."""
+    env, params = problem
+    keys = jax.random.split(jax.random.key(10), 3)
+    return keys, quick_jit(jax.vmap(make_train(QUICK, env, params, MLP(env.num_actions))))(keys)
+
+
+def mean_reward(records, last_updates):
+    finished, reward = (np.asarray(leaf)[:, -last_updates:] for leaf in (records.finished, records.reward))
+    return (reward * finished).sum(axis=(1, 2, 3)) / finished.sum(axis=(1, 2, 3))
+
+
+def test_ppo_beats_random_with_every_seed(problem, trained):
+    env, params = problem
+    agent = make_random_search(RandomConfig(lanes=64, steps=64), env)
+    _, _, records = quick_jit(agent.update)(quick_jit(agent.init)(jax.random.key(0), params))
+    random = float(records.reward.sum() / records.finished.sum())
+    _, (_, _, records) = trained
+    assert (mean_reward(records, 5) > random + 0.25).all(), (mean_reward(records, 5), random)
+
+
+def test_records_are_the_episodes_that_were_played(problem, trained):
+    env, params = problem
+    _, (_, _, records) = trained
+    finished = np.asarray(records.finished)
+    assert finished.sum() == 3 * QUICK.updates * QUICK.lanes * QUICK.steps // env.horizon
+    elements, value = np.asarray(records.elements)[finished], np.asarray(records.value)[finished]
+    assert (elements < env.num_actions).all()
+    np.testing.assert_allclose(
+        np.asarray(records.reward)[finished], np.exp(-((3.0 - value) ** 2) / 3.0), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_seeds_vmapped_are_seeds_run_alone(problem, trained):
+    env, params = problem
+    keys, (_, _, together) = trained
+    _, losses, alone = quick_jit(make_train(QUICK, env, params, MLP(env.num_actions)))(keys[1])
+    # Sums are ordered differently in a batch, so after many updates a draw may fall on the other side.
+    for name in ("elements", "reward", "finished"):
+        mine, other = np.asarray(getattr(alone, name)), np.asarray(getattr(together, name))[1]
+        np.testing.assert_allclose(mine[:5], other[:5], rtol=1e-5)
+    assert np.isfinite(losses["loss"]).all()
+
+
+def test_targets_can_be_vmapped(problem):
+    env, params = problem
+    config, network = PPOConfig(updates=2, lanes=4, steps=4), MLP(env.num_actions)
+    targets = params.replace(target=jnp.array([3.0, 5.0]))
+    axes = (None, params.replace(target=0, max_steps_in_episode=None))
+    state = quick_jit(jax.vmap(make_ppo(config, env, network).init, in_axes=axes))(jax.random.key(0), targets)
+    np.testing.assert_allclose(state.observation[:, :, -1], np.repeat([[1.0], [5.0 / 3.0]], 4, axis=1), rtol=1e-6)
+    train = jax.vmap(make_train(config, env, params, network), in_axes=axes)
+    _, losses, records = jax.eval_shape(train, jax.random.key(0), targets)  # traces it; compiling takes long
+    assert losses["loss"].shape == (2, 2) and records.reward.shape == (2, 2, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lanes": 0}, "at least 1"),
+        ({"learning_rate": 0.0}, "not positive"),
+        ({"lanes": 3, "steps": 3}, "equal minibatches"),
+    ],
+)
+def test_hyperparameters_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PPOConfig(**settings)

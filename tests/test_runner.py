@@ -1,0 +1,253 @@
+"""The training runner: what a run leaves behind, resuming it exactly, stopping it at any moment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.io import read as read_atoms
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
+
+import crystaljax
+from agents import config as configs
+from agents.config import RunConfig
+from agents.ledger import Ledger, formula
+from agents.runner import train
+from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
+from crystaljax.library import perovskite
+from crystaljax.status import Status
+
+CONFIG = RunConfig(
+    task="Density-RocksaltAB-v0",
+    engine="unrelaxed-density",
+    network="mlp",
+    episodes=6 * 8 * 3,
+    lanes=8,
+    steps=6,
+    learning_rate=1e-2,
+    checkpoint_every=2,
+)
+UPDATES = 6
+TIMING = ("seconds", "dft_calls", "cache_hits")
+
+
+@dataclasses.dataclass
+class Scripted:
+    """Densities without DFT; ``at(call)`` runs whenever the runner checks for errors, before update ``call`` counts."""
+
+    at: object
+
+    def bind(self, problem):
+        bound, calls = UNRELAXED_DENSITY.bind(problem), []
+
+        def check():
+            calls.append(None)
+            self.at(len(calls))
+
+        return bound._replace(check=check)
+
+
+class Blocking:
+    """A bridge whose calculations last until they are cancelled, from the ``first`` host call on."""
+
+    def __init__(self, first):
+        self.first, self.calls, self.cancelled = first, 0, threading.Event()
+
+    def bind(self, problem):
+        def host(pending):
+            if np.any(pending):
+                self.calls += 1
+                if self.calls >= self.first:
+                    if not self.cancelled.is_set():
+                        os.kill(os.getpid(), signal.SIGINT)  # somebody presses Ctrl-C
+                    self.cancelled.wait(20.0)
+                    return np.full(np.shape(pending), Status.CANCELLED, np.int32)
+            return np.zeros(np.shape(pending), np.int32)
+
+        def query(numbers, skeleton, pending):
+            status = jax.pure_callback(host, jax.ShapeDtypeStruct((), jnp.int32), pending, vmap_method="broadcast_all")
+            return numbers.sum().astype(jnp.float32) / 10.0, status
+
+        return BoundEvaluator(query, lambda: None, "blocking")
+
+    def stats(self):
+        return None
+
+    def cancel(self):
+        self.cancelled.set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Most of a short run is compiling; here each program is compiled once."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()
+
+
+def lines(folder, name, drop=()):
+    rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in drop} for row in rows]
+
+
+def assert_same_run(result, other):
+    assert lines(result.folder, "metrics.jsonl", TIMING) == lines(other.folder, "metrics.jsonl", TIMING)
+    assert lines(result.folder, "episodes.jsonl") == lines(other.folder, "episodes.jsonl")
+    plain = [jax.random.key_data(x.state.key) for x in (result, other)]
+    np.testing.assert_array_equal(*plain)
+    without_key = [x.state.replace(key=None) for x in (result, other)]
+    jax.tree.map(np.testing.assert_array_equal, *without_key)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run without any trouble."""
+    return train(CONFIG, "unrelaxed-density", tmp_path_factory.mktemp("runs") / "straight")
+
+
+def test_folder_holds_everything(straight):
+    folder = straight.folder
+    assert not straight.interrupted and straight.updates == straight.planned == UPDATES
+    assert configs.load(folder)[0] == CONFIG
+    metrics, episodes = lines(folder, "metrics.jsonl"), lines(folder, "episodes.jsonl")
+    assert [row["update"] for row in metrics] == list(range(1, UPDATES + 1))
+    assert metrics[-1]["episodes"] == len(episodes) == 144
+    assert metrics[-1]["env_steps"] == UPDATES * 8 * 6
+    assert metrics[-1]["distinct"] == len({episode["crystal"] for episode in episodes})
+    for row in metrics:
+        mine = [e["reward"] for e in episodes if e["update"] == row["update"]]
+        np.testing.assert_allclose(row["mean_reward"], np.mean(mine))
+    assert any(folder.glob("tensorboard/events*")) and (folder / "learning_curve.png").stat().st_size > 10_000
+
+
+def test_best_crystals_are_distinct_and_say_where_they_come_from(straight):
+    best = json.loads((straight.folder / "best.json").read_text())
+    assert best["source"].startswith("on-device") and best["unit"] == "g/cm3" and best["target"] == 3.0
+    rewards = [crystal["reward"] for crystal in best["crystals"]]
+    assert len(rewards) == 10 and rewards == sorted(rewards, reverse=True)
+    pairs = {frozenset(crystal["elements"]) for crystal in best["crystals"]}
+    assert len(pairs) == 10, "LiF and FLi are the same crystal"
+    for crystal in best["crystals"]:
+        path = straight.folder / crystal["file"]
+        atoms = read_atoms(path)
+        density = atoms.get_masses().sum() / atoms.get_volume() / 0.602214076
+        np.testing.assert_allclose(density, crystal["value"], rtol=1e-3)
+        head = path.read_text().split("data_")[0]
+        for fact in (f"density: {crystal['value']:.6g} g/cm3", "status: OK", "target: 3 g/cm3", best["source"]):
+            assert f"# {fact}" in head or fact in head
+
+
+def test_stopped_by_an_error_and_resumed_is_the_same_run(straight, tmp_path):
+    def fail(call):
+        if call == 4:
+            raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        train(CONFIG, Scripted(fail), tmp_path / "run")
+    assert len(lines(tmp_path / "run", "metrics.jsonl")) == 3, "the update that failed is not used"
+    with pytest.raises(ValueError, match="holds a run already"):
+        train(CONFIG, "unrelaxed-density", tmp_path / "run")
+    assert_same_run(train(CONFIG, "unrelaxed-density", tmp_path / "run", resume=True), straight)
+
+
+def test_ctrl_c_stops_after_the_update_and_resumes(straight, tmp_path):
+    def interrupt(call):
+        if call == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = train(CONFIG, Scripted(interrupt), tmp_path / "run")
+    assert stopped.interrupted and stopped.updates == 2
+    assert (tmp_path / "run" / "best.json").exists(), "there are reports already"
+    assert_same_run(train(CONFIG, "unrelaxed-density", tmp_path / "run", resume=True), straight)
+
+
+def test_ctrl_c_during_a_calculation_discards_the_update(tmp_path):
+    bridge = Blocking(first=5)  # three batches an update: in the second one
+    stopped = train(CONFIG, bridge, tmp_path / "run")
+    assert bridge.cancelled.is_set()
+    assert stopped.interrupted and stopped.updates == 1
+    assert all(episode["status"] == "OK" for episode in lines(tmp_path / "run", "episodes.jsonl"))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before"
+
+
+def test_killed_and_resumed_is_the_same_run(straight, tmp_path, compilation_cache):
+    program = f"""
+import os, signal
+from agents.config import RunConfig
+from agents.runner import train
+from tests.test_runner import CONFIG, Scripted
+train(CONFIG, Scripted(lambda call: call == 6 and os.kill(os.getpid(), signal.SIGKILL)), {str(tmp_path / "run")!r})
+"""
+    root = os.path.dirname(os.path.dirname(__file__))
+    environment = {**os.environ, **compilation_cache, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, timeout=120)
+    assert done.returncode == -signal.SIGKILL
+    assert len(lines(tmp_path / "run", "metrics.jsonl")) == 5, "one update more than the checkpoint"
+    with (tmp_path / "run" / "episodes.jsonl").open("a") as file:
+        file.write('{"episode": 9')  # a line cut short
+    assert_same_run(train(CONFIG, "unrelaxed-density", tmp_path / "run", resume=True), straight)
+
+
+def test_resume_refuses_another_run(straight):
+    with pytest.raises(ValueError, match="keeps its own"):
+        train(dataclasses.replace(CONFIG, seed=20), "unrelaxed-density", straight.folder, resume=True)
+    with pytest.raises(ValueError, match="not the folder of a run"):
+        train(CONFIG, "unrelaxed-density", straight.folder / "best", resume=True)
+
+
+def test_random_search_runs_on_mixed_crystals(tmp_path):
+    config = RunConfig(
+        task="Density-Mixed-v0", engine="unrelaxed-density", agent="random", episodes=20, lanes=5, steps=8
+    )
+    result = train(config, "unrelaxed-density", tmp_path / "run")
+    assert result.ledger.episodes == 20 and result.updates == 4
+    sites = {result.env.skeletons[c.skeleton].n_sites == len(c.elements) for c in result.ledger.crystals}
+    assert sites == {True}, "padding is not part of a crystal"
+
+
+def test_ledger_counts_equivalent_crystals_once():
+    vocabulary = crystaljax.elements.get_vocabulary("small")
+    ledger = Ledger((perovskite(),), vocabulary)
+    common = {"update": 1, "skeleton": 0, "value": None, "reward": -1.0}
+    ledger.add_line({**common, "elements": ["K", "Mg", "F", "O", "O"], "status": "ODD_ELECTRONS"})
+    ledger.add_line({**common, "elements": ["K", "Mg", "O", "O", "F"], "status": "ODD_ELECTRONS"})
+    ledger.add_line({**common, "elements": ["K", "Mg", "F", "F", "F"], "status": "OK", "value": 5.0, "reward": 0.5})
+    assert (ledger.episodes, len(ledger.crystals), ledger.refused) == (3, 2, 1)
+    assert [crystal.formula for crystal in ledger.best(10)] == ["KMgF3"]
+    assert ledger.best_reward == 0.5 and ledger.mean_reward == pytest.approx(-0.5)
+    assert formula(["Na", "Na", "Cl", "Cl"]) == "NaCl"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "one of the two"),
+        ({"task": "Density-C1-v0", "agent": "genetic"}, "unknown agent"),
+        ({"structures": ("a.cif",)}, "need a property"),
+        ({"task": "Density-C1-v0", "episodes": 0}, "at least 1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**settings)
+
+
+def test_updates_complete_the_episodes_asked_for():
+    config = RunConfig(task="x", episodes=100, lanes=16, steps=32)
+    assert config.updates(horizon=3) == 1 and config.updates(horizon=5) == 2
