@@ -1,7 +1,7 @@
 """Other people's training code on our environment: jaxnasium and rejax PPO on ``Density-C1-v0``.
 
-``python benchmarks/clients.py`` (needs ``pip install 'crystaljax[benchmark]'``). jaxnasium makes the environment through
-gymnax' registry, without an adapter; rejax takes the five-tuple adapter. The evaluator is the density of the unrelaxed
+``python benchmarks/clients.py`` (needs ``pip install 'crystaljax[benchmark]'``). jaxnasium makes the environment
+through gymnax' registry, without an adapter; rejax takes the five-tuple adapter. The evaluator is the density of the unrelaxed
 cell, so no DFT runs. Reported is the mean reward of sampled episodes after training, over the best reward that any
 labeling reaches (found by trying every composition). The last line is one JSON object.
 """
@@ -90,7 +90,8 @@ def main() -> None:
         start = time.perf_counter()
         reward = train(seed)
         ratios[name] = round(reward / best, 4)
-        print(f"{name}: mean reward {reward:.4f} after {STEPS:,} steps, {time.perf_counter() - start:.0f} s", flush=True)
+        seconds = time.perf_counter() - start
+        print(f"{name}: mean reward {reward:.4f} after {STEPS:,} steps, {seconds:.0f} s", flush=True)
     print(json.dumps({"reward_ratio": ratios, "best_reward": best, "steps": STEPS, "seed": seed}))
 
 

@@ -54,7 +54,7 @@ class Result:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
-    def failure(status: Status, message: str, seconds: float = 0.0, **details: Any) -> "Result":
+    def failure(status: Status, message: str, seconds: float = 0.0, **details: Any) -> Result:
         """A result without a value."""
         return Result(float("nan"), status, seconds, message, details)
 

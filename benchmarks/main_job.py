@@ -1,0 +1,140 @@
+"""Does the README's main job learn? PPO against random search on real DFT rewards, at equal numbers of calculations.
+
+``python benchmarks/main_job.py`` runs the README's training (task, engine, hyperparameters) and a random search, for
+each seed, on one results store, so a second run recomputes nothing. All comparisons are at the same number of
+*distinct crystals calculated*: crystals refused without a calculation (an odd number of electrons) cost nothing, and
+repeated ones neither.
+
+Per agent and seed it prints the mean reward of all episodes and of the last quarter of the budget, the mean reward of
+the distinct crystals calculated, the best reward, and how many distinct crystals came within 0.25 eV of the target.
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from agents.config import RunConfig
+from agents.runner import train
+from dft_bridge import open_bridge
+
+MAIN_JOB = RunConfig(
+    task="BandGap-PerovskiteABX3-v0",
+    engine="gpaw",
+    preset="fast",
+    episodes=2400,
+    steps=3,
+    learning_rate=2e-3,
+    epochs=8,
+    entropy=0.03,
+)
+"""The settings of the README's command."""
+TOLERANCE = 0.25
+"""eV around the target that counts as found."""
+REFUSED = ("ODD_ELECTRONS", "ATOMS_TOO_CLOSE", "UNSUPPORTED_ELEMENT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A run as a function of distinct calculations.
+
+    Attributes:
+        reward: float [episodes].
+        calculations: int [episodes], distinct crystals calculated up to and including each episode.
+        first: bool [episodes], the episode was the first of its crystal and needed a calculation.
+        value: float [episodes], eV, NaN for failures.
+    """
+
+    reward: np.ndarray
+    calculations: np.ndarray
+    first: np.ndarray
+    value: np.ndarray
+
+    def up_to(self, budget: int) -> Curve:
+        """The episodes that fit into a number of calculations."""
+        fits = self.calculations <= budget
+        return Curve(*(getattr(self, field.name)[fits] for field in dataclasses.fields(self)))
+
+
+def read_curve(folder: Path) -> Curve:
+    """The curve of a run from its ``episodes.jsonl``."""
+    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    seen: set[int] = set()
+    first = []
+    for line in lines:
+        first.append(line["status"] not in REFUSED and line["crystal"] not in seen)
+        seen.add(line["crystal"])
+    value = [np.nan if line["value"] is None else line["value"] for line in lines]
+    return Curve(np.array([line["reward"] for line in lines]), np.cumsum(first), np.array(first), np.array(value))
+
+
+def summary(curve: Curve, budget: int, target: float) -> dict[str, float]:
+    """What a run achieved within ``budget`` distinct calculations."""
+    spent = curve.up_to(budget)
+    last = spent.calculations > 0.75 * budget
+    found = spent.first & (np.abs(spent.value - target) < TOLERANCE)
+    return {
+        "mean_reward": float(spent.reward.mean()),
+        "last_quarter_reward": float(spent.reward[last].mean()),
+        "calculated_reward": float(spent.reward[spent.first].mean()),
+        "best_reward": float(spent.reward.max()),
+        "found": int(found.sum()),
+    }
+
+
+def run(agent: str, seed: int, folder: Path, store: Path | None, episodes: int) -> Curve:
+    """Train (or go on training) and read the curve."""
+    config = dataclasses.replace(MAIN_JOB, agent=agent, seed=seed, episodes=episodes)
+    target = folder / f"{agent}-{episodes}-{seed}"
+    start = time.perf_counter()
+    with open_bridge(config.engine, config.preset, store=store) as bridge:
+        train(config, bridge, target, resume=(target / "config.json").exists())
+        calls = bridge.stats().calls
+    print(f"{agent}, seed {seed}: {calls} calculations, {time.perf_counter() - start:.0f} s", flush=True)
+    return read_curve(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 20, 30])
+    parser.add_argument("--episodes", type=int, default=MAIN_JOB.episodes, help="of PPO")
+    parser.add_argument("--random-episodes", type=int, default=560)
+    parser.add_argument("--folder", type=Path, default=Path("runs/main-job"))
+    parser.add_argument("--store", type=Path, help="results store (default: the user's)")
+    arguments = parser.parse_args()
+    curves = {
+        (agent, seed): run(agent, seed, arguments.folder, arguments.store, episodes)
+        for seed in arguments.seeds
+        for agent, episodes in (("ppo", arguments.episodes), ("random", arguments.random_episodes))
+    }
+    budget = min(int(curve.calculations[-1]) for curve in curves.values())
+    table = {key: summary(curve, budget, 1.12) for key, curve in curves.items()}
+    columns = list(next(iter(table.values())))
+    print(f"\nwithin {budget} distinct DFT calculations\n{'':>12}" + "".join(f"{name:>22}" for name in columns))
+    for (agent, seed), row in table.items():
+        print(f"{agent:>8} {seed:>3}" + "".join(f"{row[name]:>22.3f}" for name in columns))
+
+    def mean(agent: str, name: str) -> float:
+        return round(float(np.mean([row[name] for (a, _), row in table.items() if a == agent])), 4)
+
+    print(
+        json.dumps(
+            {
+                "budget": budget,
+                "seeds": arguments.seeds,
+                **{agent: {name: mean(agent, name) for name in columns} for agent in ("ppo", "random")},
+                "cores": os.cpu_count(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
