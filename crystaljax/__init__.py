@@ -4,46 +4,25 @@
 the ids. Importing the package is light: everything is loaded when first used.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import Any
-
+import lazy_loader
 from wrapt import register_post_import_hook
 
 from crystaljax.registration import register_gymnasium, register_gymnax
 
-_EXPORTS = {
-    "make": "tasks",
-    "make_custom": "tasks",
-    "registered_tasks": "tasks",
-    "CrystalEnv": "env",
-    "EnvParams": "env",
-    "EnvState": "env",
-    "GraphObservation": "observation",
-    "Skeleton": "skeleton",
-    "StructureError": "structures",
-    "to_skeleton": "structures",
-    "read_mp20": "structures",
-    "Vocabulary": "elements",
-    "FunctionEvaluator": "evaluators",
-    "UNRELAXED_DENSITY": "evaluators",
-    "Status": "status",
-    "api_test": "testing",
-}
-
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"crystaljax.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module 'crystaljax' has no attribute {name!r}")
-
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "elements": ["Vocabulary"],
+        "env": ["CrystalEnv", "EnvParams", "EnvState"],
+        "evaluators": ["UNRELAXED_DENSITY", "FunctionEvaluator"],
+        "observation": ["GraphObservation"],
+        "skeleton": ["Skeleton"],
+        "status": ["Status"],
+        "structures": ["StructureError", "read_mp20", "to_skeleton"],
+        "tasks": ["make", "make_custom", "registered_tasks"],
+        "testing": ["api_test"],
+    },
+)
 
 register_post_import_hook(register_gymnax, "gymnax")
 register_post_import_hook(register_gymnasium, "gymnasium")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

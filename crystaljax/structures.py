@@ -245,7 +245,13 @@ def _refuse_overlaps(lattice: np.ndarray, coords: np.ndarray, label: str) -> Non
 
 
 def to_skeletons(structures: StructureLike | Sequence[StructureLike]) -> tuple[Skeleton, ...]:
-    """Skeletons from one structure or several (see :func:`to_skeleton`)."""
-    if isinstance(structures, list | tuple):
-        return tuple(to_skeleton(structure) for structure in structures)
-    return (to_skeleton(structures),)
+    """Skeletons from one structure or several (see :func:`to_skeleton`); an MP-20 CSV file gives its cubic rows."""
+    if not isinstance(structures, list | tuple):
+        structures = [structures]
+    found: list[Skeleton] = []
+    for structure in structures:
+        if isinstance(structure, str | os.PathLike) and str(structure).endswith(".csv"):
+            found += read_mp20(structure)
+        else:
+            found.append(to_skeleton(structure))
+    return tuple(found)

@@ -3,21 +3,14 @@
 Importing the package is light: everything is loaded when first used.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-import importlib
-from typing import Any
-
-_EXPORTS = {"open_bridge": "evaluators", "Bridge": "bridge", "Stats": "bridge", "Request": "keys", "Store": "store"}
-
-__all__ = list(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"dft_bridge.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module 'dft_bridge' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "bridge": ["Bridge", "Stats"],
+        "evaluators": ["open_bridge"],
+        "keys": ["Request"],
+        "store": ["Store"],
+    },
+)

@@ -13,7 +13,7 @@ from pymatgen.core import Lattice, Structure
 
 from crystaljax import library, read_mp20, to_skeleton
 from crystaljax.data import build
-from crystaljax.structures import StructureError
+from crystaljax.structures import StructureError, to_skeletons
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "mp20_val_cubic.csv"
 CUBE = Lattice.cubic(4.0)
@@ -173,3 +173,9 @@ def test_mp20_row_without_cif(tmp_path: Path) -> None:
         writer.writerow({"material_id": "mp-1", "spacegroup.number": "225", "cif": ""})
     with pytest.raises(StructureError, match="mp-1.*no 'cif'"):
         read_mp20(path)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the original MP-20 rows are not here")
+def test_a_csv_file_stands_for_its_cubic_rows() -> None:
+    assert len(to_skeletons(str(SHARED))) == 97
+    assert len(to_skeletons([SHARED, library.rocksalt()])) == 98
