@@ -105,7 +105,7 @@ def _provenance(env: CrystalEnv, crystal: Episode, origin: Origin) -> list[str]:
         f"target: {origin.target:.6g} {objective.unit}",
         f"reward: {crystal.reward:.6g}",
         f"source of the value: {origin.label}",
-        f"geometry: skeleton {skeleton.name} ({skeleton.source or 'user'}), not relaxed",
+        f"geometry: skeleton {skeleton.name} ({skeleton.source or 'user'}), as given",
     ]
     settings = [f"{key} = {json.dumps(value)}" for key, value in sorted(origin.fingerprint.items())]
     return [*lines, *(f"engine: {setting}" for setting in settings)]

@@ -107,7 +107,7 @@ def draw_run(folder: str | os.PathLike[str]) -> Figure:
         for c in best["crystals"]
     ]
     heading = f"{best['task']}, target {best['target']:g} {best['unit']}"
-    return draw_sheet(crystals, titles, heading, f"Values: {best['source']}. Cells are not relaxed.")
+    return draw_sheet(crystals, titles, heading, f"Values: {best['source']}. Cells are drawn as given.")
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
