@@ -38,6 +38,8 @@ class PPOConfig:
         entropy: weight of the entropy bonus.
         value_weight: weight of the value loss.
         max_gradient: largest norm of a gradient.
+        target_kl: once the policy has moved this far (nats) from the one that acted, the rest of the update's
+            minibatches changes nothing; ``None`` for no such limit.
         anneal: whether the learning rate falls.
     """
 
@@ -53,6 +55,7 @@ class PPOConfig:
     entropy: float = 0.01
     value_weight: float = 0.5
     max_gradient: float = 0.5
+    target_kl: float | None = None
     anneal: bool = True
 
     def __post_init__(self) -> None:
@@ -232,8 +235,12 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, network: nn.Module | None = Non
     def learn(carry: tuple[Any, Any], batch: Sample) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         params, optimizer_state = carry
         gradient, parts = jax.grad(loss, has_aux=True)(params, network.apply, batch, config)
-        change, optimizer_state = optimizer.update(gradient, optimizer_state, params)
-        return (optax.apply_updates(params, change), optimizer_state), parts
+        change, new_optimizer_state = optimizer.update(gradient, optimizer_state, params)
+        new = optax.apply_updates(params, change), new_optimizer_state
+        if config.target_kl is None:
+            return new, parts
+        near = parts["approx_kl"] <= config.target_kl
+        return jax.tree.map(lambda after, before: jnp.where(near, after, before), new, carry), parts
 
     def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array], Records]:
         key, rollout_key, shuffle_key = jax.random.split(state.key, 3)

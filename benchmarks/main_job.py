@@ -31,9 +31,10 @@ MAIN_JOB = RunConfig(
     preset="fast",
     episodes=2400,
     steps=3,
-    learning_rate=2e-3,
+    learning_rate=1.5e-3,
     epochs=8,
-    entropy=0.03,
+    entropy=0.02,
+    target_kl=0.05,
 )
 """The settings of the README's command."""
 TOLERANCE = 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -192,3 +193,17 @@ def test_targets_can_be_vmapped(problem):
 def test_hyperparameters_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PPOConfig(**settings)
+
+
+def test_an_update_stops_once_the_policy_has_moved_far_enough() -> None:
+    env, params = crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density")
+    far = PPOConfig(updates=4, lanes=8, steps=4, learning_rate=0.03, epochs=8)
+    moved = {}
+    for limit in (None, 0.0, 0.01):
+        agent = make_ppo(dataclasses.replace(far, target_kl=limit), env)
+        before = agent.init(jax.random.key(0), params)
+        after, losses, _ = jax.jit(agent.update)(before)
+        moved[limit] = float(losses["approx_kl"])
+        assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before.network, after.network)), strict=True))
+    # Without a limit the later minibatches go on from where the first have led; with one they stay where it was passed.
+    assert moved[0.01] < moved[None]
