@@ -31,7 +31,7 @@ class RunConfig:
         episodes: episodes to train for; rounded up to whole updates.
         seed: of everything random.
         lanes, steps: environments in parallel, and steps of each per update.
-        learning_rate, minibatches, epochs, entropy, discount, trace, clip, target_kl, anneal: see
+        learning_rate, minibatches, epochs, entropy, discount, trace, clip, min_deviation, target_kl, anneal: see
             :class:`agents.ppo.PPOConfig`.
         checkpoint_every: updates between two checkpoints.
         store: folder or file of the results store; ``None`` for the engine's default.
@@ -59,6 +59,7 @@ class RunConfig:
     discount: float = 0.99
     trace: float = 0.95
     clip: float = 0.2
+    min_deviation: float = 1e-8
     target_kl: float | None = None
     anneal: bool = True
     checkpoint_every: int = 10

@@ -38,6 +38,8 @@ class PPOConfig:
         entropy: weight of the entropy bonus.
         value_weight: weight of the value loss.
         max_gradient: largest norm of a gradient.
+        min_deviation: advantages are divided by their standard deviation, but at least by this. Where a policy that
+            has settled sees equal rewards only, it keeps noise from being blown up to full size.
         target_kl: once the policy has moved this far (nats) from the one that acted, the rest of the update's
             minibatches changes nothing; ``None`` for no such limit.
         anneal: whether the learning rate falls.
@@ -55,6 +57,7 @@ class PPOConfig:
     entropy: float = 0.01
     value_weight: float = 0.5
     max_gradient: float = 0.5
+    min_deviation: float = 1e-8
     target_kl: float | None = None
     anneal: bool = True
 
@@ -152,7 +155,8 @@ def loss(
     log_prob = jnp.take_along_axis(log_probs, batch.action[:, None], axis=1)[:, 0]
     entropy = -(jnp.exp(log_probs) * log_probs).sum(axis=1).mean()
 
-    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+    deviation = jnp.maximum(batch.advantage.std(), config.min_deviation)
+    advantage = (batch.advantage - batch.advantage.mean()) / deviation
     log_ratio = log_prob - batch.log_prob
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - config.clip, 1 + config.clip)

@@ -149,6 +149,7 @@ def _add_train(commands: Any) -> None:
     add(knobs, "--discount", "gamma", type=float)
     add(knobs, "--trace", "lambda of the advantage estimate", type=float)
     add(knobs, "--clip", "range of the probability ratio", type=float)
+    add(knobs, "--min-deviation", "advantages are divided by their deviation, at least by this", type=float)
     add(knobs, "--target-kl", "how far (nats) the policy may move in an update (default: no limit)", type=float)
     train.set_defaults(command=_train, traceback=False)
 

@@ -58,7 +58,7 @@ def slow_loss(weights, batch, config):
     log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     entropy = -(np.exp(log_probs) * log_probs).sum(axis=1).mean()
     ratio = np.exp(log_probs[np.arange(len(batch.action)), batch.action] - batch.log_prob)
-    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+    advantage = (batch.advantage - batch.advantage.mean()) / max(batch.advantage.std(), config.min_deviation)
     policy = np.minimum(ratio * advantage, np.clip(ratio, 1 - config.clip, 1 + config.clip) * advantage)
     near = np.clip(value, batch.value - config.clip, batch.value + config.clip)
     errors = np.maximum((value - batch.returns) ** 2, (near - batch.returns) ** 2)
@@ -207,3 +207,18 @@ def test_an_update_stops_once_the_policy_has_moved_far_enough() -> None:
         assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before.network, after.network)), strict=True))
     # Without a limit the later minibatches go on from where the first have led; with one they stay where it was passed.
     assert moved[0.01] < moved[None]
+
+
+def test_equal_rewards_do_not_blow_noise_up_to_full_size() -> None:
+    env, params = crystaljax.make(
+        "Density-RocksaltAB-v0", crystaljax.FunctionEvaluator(lambda n, s: 3.0 + 0 * s.volume, "constant")
+    )
+    change = {}
+    for floor in (1e-8, 0.3):
+        config = PPOConfig(
+            updates=4, lanes=8, steps=4, entropy=0.0, value_weight=0.0, discount=1.0, min_deviation=floor
+        )
+        agent = make_ppo(config, env)
+        state = agent.init(jax.random.key(0), params)
+        change[floor] = float(jax.jit(agent.update)(state)[1]["policy_loss"])
+    assert abs(change[0.3]) < abs(change[1e-8])
