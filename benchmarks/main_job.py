@@ -29,12 +29,11 @@ MAIN_JOB = RunConfig(
     task="BandGap-PerovskiteABX3-v0",
     engine="gpaw",
     preset="fast",
-    episodes=1600,
+    episodes=2400,
     steps=3,
     learning_rate=1.5e-3,
     epochs=8,
     entropy=0.02,
-    min_deviation=0.3,
     target_kl=0.05,
 )
 """The settings of the README's command."""
