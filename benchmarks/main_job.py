@@ -106,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 20, 30])
     parser.add_argument("--episodes", type=int, default=MAIN_JOB.episodes, help="of PPO")
-    parser.add_argument("--random-episodes", type=int, default=560)
+    parser.add_argument("--random-episodes", type=int, default=640)
     parser.add_argument("--folder", type=Path, default=Path("runs/main-job"))
     parser.add_argument("--store", type=Path, help="results store (default: the user's)")
     arguments = parser.parse_args()
