@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# One thread for each linear-algebra call, as in the bridge's workers: two processes run tests side by side, and
+# threads that wait for each other over small matrices make DFT several times slower. Must precede NumPy's import.
+os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
 import jax.numpy as jnp
 import pytest
 
