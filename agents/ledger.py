@@ -15,6 +15,7 @@ from agents.base import Records
 from crystaljax.elements import Vocabulary
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
+from crystaljax.symmetry import canonical_numbers
 
 REFUSED = (Status.ODD_ELECTRONS, Status.ATOMS_TOO_CLOSE, Status.UNSUPPORTED_ELEMENT)
 """Outcomes that an engine predicts without a calculation."""
@@ -134,5 +135,5 @@ class Ledger:
     def _key(self, labels: np.ndarray, skeleton: int) -> tuple[str, tuple[int, ...]]:
         """Skeleton digest and atomic numbers in canonical form: equal for equivalent crystals."""
         numbers = self.vocabulary.numbers[labels]
-        images = numbers[self.skeletons[skeleton].permutations]
-        return self.skeletons[skeleton].digest, min(map(tuple, images.tolist()))
+        canonical = canonical_numbers(numbers, self.skeletons[skeleton].permutations)
+        return self.skeletons[skeleton].digest, tuple(canonical.tolist())

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.config import RunConfig
+from agents.ledger import REFUSED
 from agents.runner import train
 from dft_bridge import open_bridge
 
@@ -39,7 +40,6 @@ MAIN_JOB = RunConfig(
 """The settings of the README's command."""
 TOLERANCE = 0.25
 """eV around the target that counts as found."""
-REFUSED = ("ODD_ELECTRONS", "ATOMS_TOO_CLOSE", "UNSUPPORTED_ELEMENT")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +67,11 @@ class Curve:
 def read_curve(folder: Path) -> Curve:
     """The curve of a run from its ``episodes.jsonl``."""
     lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    refused = {status.name for status in REFUSED}
     seen: set[int] = set()
     first = []
     for line in lines:
-        first.append(line["status"] not in REFUSED and line["crystal"] not in seen)
+        first.append(line["status"] not in refused and line["crystal"] not in seen)
         seen.add(line["crystal"])
     value = [np.nan if line["value"] is None else line["value"] for line in lines]
     return Curve(np.array([line["reward"] for line in lines]), np.cumsum(first), np.array(first), np.array(value))

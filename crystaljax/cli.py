@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_train(commands: Any) -> None:
     from agents.config import AGENTS, RunConfig
+    from crystaljax.tasks import MODES, PREFIXES
 
     train = commands.add_parser(
         "train",
@@ -118,10 +119,10 @@ def _add_train(commands: Any) -> None:
         dest="structures",
         action="append",
     )
-    add(what, "--property", "property to design for; needed with --structure", choices=_properties())
+    add(what, "--property", "property to design for; needed with --structure", choices=tuple(PREFIXES))
     add(what, "--target", "aim at this value, in eV, GPa or g/cm3 (default: the task's)", type=float)
     add(what, "--vocabulary", "elements to choose from", choices=("small", "medium", "large"))
-    add(what, "--mode", "one decision per site, or per symmetry orbit (default: the task's)", choices=_modes())
+    add(what, "--mode", "one decision per site, or per symmetry orbit (default: the task's)", choices=MODES)
 
     how = train.add_argument_group("where rewards come from")
     add(how, "--engine", "DFT engine (see `crystaljax doctor`), or unrelaxed-density: no DFT, density tasks only")
@@ -171,16 +172,6 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--store", metavar="FILE", help="another results store than the run's")
     evaluate.add_argument("--workers", type=int, help="calculations at a time (default: the run's)")
     evaluate.set_defaults(command=_evaluate)
-
-
-def _properties() -> tuple[str, ...]:
-    from crystaljax.tasks import PREFIXES
-
-    return tuple(PREFIXES)
-
-
-def _modes() -> tuple[str, ...]:
-    return ("site", "orbit", "substitution")
 
 
 @contextlib.contextmanager

@@ -17,8 +17,8 @@ from crystaljax.elements import Vocabulary, get_vocabulary
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
 from crystaljax.status import Status
 from crystaljax.structures import StructureLike, to_skeletons
+from crystaljax.tasks import MODES
 
-MODES = ("site", "orbit", "substitution")
 OBSERVATIONS = ("graph", "flat")
 MAX_TARGET_RATIO = 10.0
 """Largest target, in units of the task's default target; the bound of flat observations."""

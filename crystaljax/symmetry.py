@@ -16,11 +16,15 @@ SYMPREC = 0.01
 """Distance in Å within which two sites count as equivalent (spglib's ``symprec``, pymatgen's usual choice)."""
 
 
-def _operations(lattice: np.ndarray, frac_coords: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mapped_sites(lattice: np.ndarray, frac_coords: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """int32 [P, N]: where each symmetry operation of the cell takes each site; ``kinds`` are told apart."""
     operations = spglib.get_symmetry((lattice, frac_coords, kinds), symprec=SYMPREC)
     if operations is None:
         raise ValueError("spglib finds no symmetry for this cell; check the lattice and the coordinates")
-    return operations["rotations"], operations["translations"]
+    images = np.einsum("pij,nj->pni", operations["rotations"], frac_coords) + operations["translations"][:, None]
+    offsets = images[:, :, None] - frac_coords[None, None]
+    offsets -= np.round(offsets)
+    return np.linalg.norm(offsets @ lattice, axis=-1).argmin(axis=-1).astype(np.int32)
 
 
 def site_permutations(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:
@@ -34,12 +38,7 @@ def site_permutations(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarra
         int32 [P, N], sorted, the identity first. ``labels[permutations[p]]`` is the same crystal as ``labels``.
         Pure translations of a non-primitive cell are included.
     """
-    rotations, translations = _operations(lattice, frac_coords, np.ones(len(frac_coords), dtype=int))
-    images = np.einsum("pij,nj->pni", rotations, frac_coords) + translations[:, None]
-    offsets = images[:, :, None] - frac_coords[None, None]
-    offsets -= np.round(offsets)
-    distances = np.linalg.norm(offsets @ lattice, axis=-1)
-    permutations = np.unique(distances.argmin(axis=-1).astype(np.int32), axis=0)
+    permutations = np.unique(_mapped_sites(lattice, frac_coords, np.ones(len(frac_coords), dtype=int)), axis=0)
     if (np.sort(permutations, axis=1) != np.arange(len(frac_coords))).any():
         raise ValueError(f"two sites coincide within {SYMPREC} Å; remove the duplicate")
     return permutations
@@ -52,12 +51,7 @@ def orbits(lattice: np.ndarray, frac_coords: np.ndarray, species: tuple[str, ...
         int32 [N]: orbit of each site, numbered 0, 1, ... in order of first appearance.
     """
     kinds = np.unique(species, return_inverse=True)[1] + 1
-    rotations, translations = _operations(lattice, frac_coords, kinds)
-    images = np.einsum("pij,nj->pni", rotations, frac_coords) + translations[:, None]
-    offsets = images[:, :, None] - frac_coords[None, None]
-    offsets -= np.round(offsets)
-    mapped = np.linalg.norm(offsets @ lattice, axis=-1).argmin(axis=-1)
-    first = mapped.min(axis=0)
+    first = _mapped_sites(lattice, frac_coords, kinds).min(axis=0)
     return np.unique(first, return_inverse=True)[1].astype(np.int32)
 
 
@@ -81,6 +75,28 @@ def canonical(labels: jax.Array, permutations: jax.Array) -> jax.Array:
         smallest.append(column.min())
         alive &= column == smallest[-1]
     return jnp.stack(smallest)
+
+
+def canonical_numbers(numbers: np.ndarray, permutations: np.ndarray) -> np.ndarray:
+    """The lexicographically smallest of the equivalent labelings; :func:`canonical` in NumPy, for hosts.
+
+    Args:
+        numbers: integer [..., N], atomic numbers.
+        permutations: integer [P, N], the skeleton's site-permutation group.
+
+    Returns:
+        Shape and dtype of ``numbers``.
+    """
+    numbers = np.asarray(numbers)
+    images = numbers[..., permutations]
+    alive = np.ones(images.shape[:-1], dtype=bool)
+    smallest = np.empty_like(numbers)
+    for site in range(images.shape[-1]):
+        column = np.where(alive, images[..., site], np.iinfo(numbers.dtype).max)
+        best = column.min(axis=-1, keepdims=True)
+        alive &= column == best
+        smallest[..., site] = best[..., 0]
+    return smallest
 
 
 def count_distinct(permutations: np.ndarray, colours: int) -> int:

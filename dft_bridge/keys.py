@@ -16,32 +16,11 @@ from typing import Any
 import numpy as np
 
 from crystaljax.skeleton import Skeleton
+from crystaljax.symmetry import canonical_numbers
 from dft_bridge.engines.base import Crystal
 
 KEY_PREFIX = "cj"
 """How keys begin; ASE refuses to store text that reads as a number, which a bare digest may."""
-
-
-def canonical_numbers(numbers: np.ndarray, permutations: np.ndarray) -> np.ndarray:
-    """The lexicographically smallest of the equivalent labelings; :func:`crystaljax.symmetry.canonical` in NumPy.
-
-    Args:
-        numbers: integer [..., N], atomic numbers.
-        permutations: integer [P, N], the skeleton's site-permutation group.
-
-    Returns:
-        Shape and dtype of ``numbers``.
-    """
-    numbers = np.asarray(numbers)
-    images = numbers[..., permutations]
-    alive = np.ones(images.shape[:-1], dtype=bool)
-    smallest = np.empty_like(numbers)
-    for site in range(images.shape[-1]):
-        column = np.where(alive, images[..., site], np.iinfo(numbers.dtype).max)
-        best = column.min(axis=-1, keepdims=True)
-        alive &= column == best
-        smallest[..., site] = best[..., 0]
-    return smallest
 
 
 @dataclasses.dataclass(frozen=True)
