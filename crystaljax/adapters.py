@@ -121,8 +121,8 @@ class GymnasiumVectorEnv(VectorEnv):
             keys = jax.random.split(_seed(self.np_random), self.num_envs)
         if options and "target" in options:
             self.params = self.env.with_target(options["target"])
-        self._key, lanes = keys[0], keys
-        observation, self._state = self._reset(lanes, self.params)
+        self._key = jax.random.fold_in(keys[0], self.num_envs)  # the lanes' own keys are spent by their resets
+        observation, self._state = self._reset(keys, self.params)
         return to_numpy(observation), {}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
