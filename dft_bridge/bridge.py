@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from pickle import PicklingError
@@ -27,18 +27,18 @@ from crystaljax.evaluators import BoundEvaluator, Problem
 from crystaljax.skeleton import Skeleton, stack
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical
-from dft_bridge.engines.base import Engine, EngineNotReady, Result
+from dft_bridge.engines.base import BatchEngine, Engine, EngineNotReady, Result
 from dft_bridge.gate import gate
 from dft_bridge.interrupts import InterruptWatch
 from dft_bridge.keys import Keys, Request
-from dft_bridge.pool import JobTimeout, WorkerDied, WorkerPool, calculate
+from dft_bridge.pool import JobTimeout, WorkerDied, WorkerPool, calculate_many
 from dft_bridge.store import Record, Store
 
 logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.02
 """How long results may gather while others are outstanding: one transaction for many quick ones."""
-NOT_BRIDGE_WORK = ("waiting", "refusing")
+NOT_BRIDGE_WORK = ("waiting", "refusing", "grouping")
 """Phases whose time belongs to the engine."""
 _CANCELLED = Result.failure(Status.CANCELLED, "stopped before it finished")
 
@@ -86,7 +86,9 @@ class Stats:
 class Bridge:
     """Evaluates crystals with an engine, each one once; an evaluator for :func:`crystaljax.make`.
 
-    Use it as a context manager, or call :meth:`close`. Thread-safe. Workers start with the first calculation.
+    Use it as a context manager, or call :meth:`close`. Thread-safe. Workers start with the first calculation. An engine
+    that is a :class:`~dft_bridge.engines.base.BatchEngine` gets crystals in the batches it asks for; one whose worker
+    dies or that takes too long is calculated again one by one, so that only the culprit fails.
 
     What is stored: every result of the engine, failures included. What is not, as it says more about the machine than
     about the crystal, and is remembered until the bridge is closed only: a worker that died (``WORKER_DIED``), a
@@ -110,16 +112,21 @@ class Bridge:
         Args:
             engine: what calculates.
             store: a store or the path of one, by default :func:`dft_bridge.store.default_path`.
-            workers: worker processes, by default one per CPU core.
+            workers: worker processes, by default as many as the engine suggests, or one per CPU core.
             executor: runs the calculations in place of worker processes of our own (Dask, MPI ...); stays yours to
                 shut down. ``workers``, ``retries`` and ``timeout`` are then up to it.
             preset: name of the engine's settings, for labels.
             retries: how often a calculation is run again after its worker died.
-            timeout: wall-clock seconds after which a calculation is stopped; ``None`` waits for ever.
+            timeout: wall-clock seconds after which a calculation is stopped, times its size for a batch; ``None``
+                waits for ever.
         """
         self.engine = engine
+        environment = None
+        if isinstance(engine, BatchEngine) and executor is None:
+            workers = engine.workers() if workers is None else workers
+            environment = engine.worker_environment
         self.store = store if isinstance(store, Store) else Store(store)
-        self._pool = None if executor is not None else WorkerPool(workers, retries, timeout)
+        self._pool = None if executor is not None else WorkerPool(workers, retries, timeout, environment)
         self._executor: Executor = executor if executor is not None else self._pool
         self._preset = preset
         self._lock = threading.Lock()
@@ -300,34 +307,40 @@ class Bridge:
         """Run the engine on every request, and record each result as soon as it arrives."""
         if self._closed:
             raise RuntimeError("this bridge is closed, so it calculates nothing more; open a new one")
+        with self._timed("grouping"):
+            jobs = self._jobs(requests)
         inbox: queue.SimpleQueue[Future | None] = queue.SimpleQueue()
-        outstanding: dict[Future, str] = {}
+        outstanding: dict[Future, list[str]] = {}
         arrived: list[Future] = []
 
-        def record() -> None:
-            done = {outstanding[future]: future for future in arrived if future in outstanding}
-            self._record({key: (requests[key], future) for key, future in done.items()}, settled)
-            for future in done.values():
+        def submit(jobs: Sequence[list[str]]) -> None:
+            with self._timed("submitting"):
+                for keys in jobs:
+                    if self._halted():
+                        break
+                    future = self._submit([requests[key] for key in keys])
+                    outstanding[future] = keys
+                    future.add_done_callback(inbox.put)
+
+        def record() -> list[list[str]]:
+            done = {future: outstanding[future] for future in arrived if future in outstanding}
+            broken = self._record(done, requests, settled)
+            for future in done:
                 del outstanding[future]
             arrived.clear()
+            return [[key] for keys in broken for key in keys]
 
         with self._lock:
             self._inboxes.add(inbox)
         try:
-            with self._timed("submitting"):
-                for key, request in requests.items():
-                    if self._halted():
-                        break
-                    future = self._executor.submit(calculate, self.engine, request.crystal, request.property)
-                    outstanding[future] = key
-                    future.add_done_callback(inbox.put)
+            submit(jobs)
             while outstanding and not self._halted():
                 with self._timed("waiting"):
                     arrived.append(inbox.get())
                     if len(outstanding) > 1:
                         time.sleep(GATHER_SECONDS)
                 arrived += _drain(inbox)
-                record()
+                submit(record())
         except KeyboardInterrupt:
             arrived[:] = [future for future in outstanding if future.done()]
             record()  # what has finished is kept
@@ -340,20 +353,50 @@ class Bridge:
             for key in requests:
                 settled.setdefault(key, _CANCELLED)
 
-    def _record(self, finished: Mapping[str, tuple[Request, Future]], settled: dict[str, Result]) -> None:
-        """Write what the engine returned to the store, then let it be seen."""
+    def _jobs(self, requests: Mapping[str, Request]) -> list[list[str]]:
+        """The keys of each job, in the order in which the jobs should start."""
+        if not isinstance(self.engine, BatchEngine):
+            return [[key] for key in requests]
+        keys_of: dict[str, list[str]] = defaultdict(list)
+        for key, request in requests.items():
+            keys_of[request.property].append(key)
+        jobs = []
+        for property_name, keys in keys_of.items():
+            groups = self.engine.group([requests[key].crystal for key in keys], property_name)
+            if sorted(i for group in groups for i in group) != list(range(len(keys))):
+                raise ValueError(f"the {self.engine.name} engine must put each of {len(keys)} crystals into one group")
+            jobs += [[keys[i] for i in group] for group in groups if group]
+        return jobs
+
+    def _submit(self, requests: Sequence[Request]) -> Future[list[Result]]:
+        """Start a job; its requests are for one property."""
+        job = calculate_many, self.engine, [request.crystal for request in requests], requests[0].property
+        if isinstance(self._executor, WorkerPool):
+            return self._executor.submit_batch(len(requests), *job)
+        return self._executor.submit(*job)
+
+    def _record(
+        self, finished: Mapping[Future, list[str]], requests: Mapping[str, Request], settled: dict[str, Result]
+    ) -> list[list[str]]:
+        """Write what the engine returned to the store, then let it be seen; returns the batches to be run singly."""
         outcomes: dict[str, Result] = {}
-        records, fatal = [], None
-        for key, (request, future) in finished.items():
+        records, broken, fatal = [], [], None
+        for future, keys in finished.items():
             try:
-                result, permanent = _outcome(future)
+                found = _outcomes(future, len(keys))
             except (EngineNotReady, PicklingError, BrokenExecutor) as error:
                 fatal = error
                 continue
-            outcomes[key] = result
-            if permanent:
-                label, fingerprint = self._label(request.property), self._fingerprints[request.property]
-                records.append(Record(key, request.crystal, request.property, result, label, fingerprint))
+            if found is None:
+                broken.append(keys)
+                continue
+            results, permanent = found
+            for key, result in zip(keys, results, strict=True):
+                outcomes[key] = result
+                if permanent and result.status != Status.CANCELLED:
+                    request = requests[key]
+                    label, fingerprint = self._label(request.property), self._fingerprints[request.property]
+                    records.append(Record(key, request.crystal, request.property, result, label, fingerprint))
         if records:
             with self._timed("writing"):
                 self.store.write(records)
@@ -367,6 +410,7 @@ class Bridge:
                         self._failures[result.status.name] += 1
         if fatal is not None:
             raise fatal
+        return broken
 
     def _open(self, property_name: str) -> None:
         """Find out once, at the door, whether engine and store can be used."""
@@ -448,26 +492,29 @@ def _drain(inbox: queue.SimpleQueue[Future | None]) -> Iterator[Future | None]:
             yield inbox.get_nowait()
 
 
-def _outcome(future: Future[Result]) -> tuple[Result, bool]:
-    """The result of a finished job, and whether it speaks of the crystal and so belongs into the store.
+def _outcomes(future: Future[list[Result]], size: int) -> tuple[list[Result], bool] | None:
+    """The results of a finished job, and whether they speak of the crystals and so belong into the store.
 
-    Raises what concerns every calculation, not only this one.
+    ``None`` for a batch that failed as a whole, as one of its crystals or its size may be the reason. Raises what
+    concerns every calculation, not only this job.
     """
     error = CancelledError() if future.cancelled() else future.exception()
     match error:
         case None:
-            result = future.result()
-            return result, result.status != Status.CANCELLED
+            return future.result(), True
         case CancelledError():
-            return _CANCELLED, False
-        case WorkerDied():
-            return Result.failure(Status.WORKER_DIED, str(error)), False
-        case JobTimeout():
-            return Result.failure(Status.TIMEOUT, str(error)), False
+            return [_CANCELLED] * size, False
         case EngineNotReady() | PicklingError() | BrokenExecutor():
             raise error
+        case _ if size > 1:
+            logger.warning("a batch of %d failed (%s: %s); one by one", size, type(error).__name__, error)
+            return None
+        case WorkerDied():
+            return [Result.failure(Status.WORKER_DIED, str(error))], False
+        case JobTimeout():
+            return [Result.failure(Status.TIMEOUT, str(error))], False
         case _:
-            return Result.failure(Status.ENGINE_ERROR, f"{type(error).__name__}: {error}"), False
+            return [Result.failure(Status.ENGINE_ERROR, f"{type(error).__name__}: {error}")], False
 
 
 def _stop(pool: WorkerPool | None) -> None:

@@ -1,8 +1,8 @@
 """Worker processes that calculate, as a ``concurrent.futures.Executor`` that survives them.
 
 Each worker is a ``loky`` executor of its own with one process. When a process dies (killed, out of memory, a crash in
-Fortran) loky declares its whole executor broken; here that is the one job it ran, and nothing else. Workers import
-neither the caller's ``__main__`` nor JAX, and end when their parent does, however that ended.
+Fortran) loky declares its whole executor broken; here that is the one job it ran, and nothing else. Workers do not
+import the caller's ``__main__``, nor JAX unless the engine does, and end when their parent does, however that ended.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from concurrent.futures import wait as futures_wait
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 from loky.process_executor import ShutdownExecutorError
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, Engine, EngineNotReady, Result
+from dft_bridge.engines.base import BatchEngine, Crystal, Engine, EngineNotReady, Result
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,47 @@ def calculate(engine: Engine, crystal: Crystal, property_name: str) -> Result:
     start = _cpu_seconds()
     try:
         result = engine.compute(crystal, property_name)
-    except (EngineNotReady, MemoryError, OSError):
-        raise
     except Exception as error:  # an engine may raise anything; one crystal must not end a run
+        if _about_the_machine(error):
+            raise
         result = Result.failure(Status.ENGINE_ERROR, f"{type(error).__name__}: {error}")
+    return _checked(result, _cpu_seconds() - start)
+
+
+def calculate_many(engine: Engine, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
+    """Run a batch, in a worker; the results are in the order of the crystals.
+
+    After an exception of the engine every crystal is calculated on its own, so that only the culprit fails.
+    Exceptions that speak of the machine are raised, as by :func:`calculate`.
+    """
+    if len(crystals) == 1 or not isinstance(engine, BatchEngine):
+        return [calculate(engine, crystal, property_name) for crystal in crystals]
+    start = _cpu_seconds()
+    try:
+        results = engine.compute_many(crystals, property_name)
+    except Exception as error:
+        if _about_the_machine(error):
+            raise
+        logger.warning("a batch of %d failed (%s: %s); one by one", len(crystals), type(error).__name__, error)
+        return [calculate(engine, crystal, property_name) for crystal in crystals]
+    if len(results) != len(crystals):
+        message = f"the engine returned {len(results)} results for {len(crystals)} crystals"
+        results = [Result.failure(Status.ENGINE_ERROR, message)] * len(crystals)
+    share = (_cpu_seconds() - start) / len(crystals)
+    return [_checked(result, share) for result in results]
+
+
+def _about_the_machine(error: Exception) -> bool:
+    """Whether an exception says nothing about the crystal; XLA has no class of its own for memory that ran out."""
+    return isinstance(error, (EngineNotReady, MemoryError, OSError)) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _checked(result: Result, seconds: float) -> Result:
+    """A result fit for the store; ``seconds`` is what it took if it does not say so itself."""
     if result.status == Status.OK and not np.isfinite(result.value):
         result = Result.failure(Status.INVALID_RESULT, f"the engine returned {result.value}", **result.details)
     details = json.loads(json.dumps(result.details, default=_plain))
-    return dataclasses.replace(result, seconds=result.seconds or _cpu_seconds() - start, details=details)
+    return dataclasses.replace(result, seconds=result.seconds or seconds, details=details)
 
 
 def _plain(value: Any) -> Any:
@@ -107,6 +140,7 @@ class _JobFuture(Future):
 @dataclasses.dataclass(eq=False)
 class _Job:
     call: Callable[[], Any]
+    limit: float | None = None  # seconds
     future: Future = dataclasses.field(init=False)
     deaths: int = 0
     stopped: Exception | None = None  # why it was killed on purpose
@@ -115,6 +149,7 @@ class _Job:
 
 @dataclasses.dataclass(eq=False)
 class _Slot:
+    index: int
     executor: loky.ProcessPoolExecutor | None = None
     job: _Job | None = None
 
@@ -122,13 +157,20 @@ class _Slot:
 class WorkerPool(Executor):
     """Runs jobs in worker processes, one at a time in each. Workers start with the first job."""
 
-    def __init__(self, workers: int | None = None, retries: int = 2, timeout: float | None = None):
+    def __init__(
+        self,
+        workers: int | None = None,
+        retries: int = 2,
+        timeout: float | None = None,
+        environment: Callable[[int], Mapping[str, str]] | None = None,
+    ):
         """A pool of ``workers`` processes.
 
         Args:
             workers: number of processes, by default the CPU cores this process may use.
             retries: how often a job is run again after its worker died, before it fails with :class:`WorkerDied`.
             timeout: wall-clock seconds after which a job is killed and fails with :class:`JobTimeout`.
+            environment: variables of the worker with the given index, besides :data:`ONE_THREAD`.
         """
         count = loky.cpu_count() if workers is None else workers
         if count < 1:
@@ -136,12 +178,17 @@ class WorkerPool(Executor):
         self.workers, self.retries, self.timeout = count, retries, timeout
         self._lock = threading.RLock()
         self._queue: deque[_Job] = deque()
-        self._slots = [_Slot() for _ in range(count)]
+        self._slots = [_Slot(index) for index in range(count)]
+        self._environment = environment or (lambda index: {})
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Schedule a call; the function and its arguments must be picklable."""
-        job = _Job(functools.partial(fn, *args, **kwargs))
+        return self.submit_batch(1, fn, *args, **kwargs)
+
+    def submit_batch(self, size: int, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Schedule a call that does ``size`` calculations: it may take as many times the time limit."""
+        job = _Job(functools.partial(fn, *args, **kwargs), None if self.timeout is None else size * self.timeout)
         job.future = _JobFuture(functools.partial(self._stop, job, CancelledError()))
         with self._lock:
             if self._closed:
@@ -193,21 +240,22 @@ class WorkerPool(Executor):
 
     def _start(self, slot: _Slot, job: _Job) -> Future:
         if slot.executor is None:
-            slot.executor = self._new_executor()
+            slot.executor = self._new_executor(slot)
         try:
             inner = slot.executor.submit(job.call)
         except (BrokenExecutor, ShutdownExecutorError):  # its process died while idle
-            slot.executor = self._new_executor()
+            slot.executor = self._new_executor(slot)
             inner = slot.executor.submit(job.call)
-        if self.timeout is not None:
-            limit = JobTimeout(f"stopped after {self.timeout:g} s")
-            job.timer = threading.Timer(self.timeout, self._stop, (job, limit))
+        if job.limit is not None:
+            why = JobTimeout(f"stopped after {job.limit:g} s")
+            job.timer = threading.Timer(job.limit, self._stop, (job, why))
             job.timer.daemon = True
             job.timer.start()
         return inner
 
-    def _new_executor(self) -> loky.ProcessPoolExecutor:
-        return loky.ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getpid(),), env=ONE_THREAD)
+    def _new_executor(self, slot: _Slot) -> loky.ProcessPoolExecutor:
+        env = {**ONE_THREAD, **self._environment(slot.index)}
+        return loky.ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getpid(),), env=env)
 
     def _finished(self, slot: _Slot, job: _Job, inner: Future) -> None:
         if job.timer is not None:

@@ -6,6 +6,7 @@ Everything here is NumPy and plain data, so that it travels to worker processes 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,3 +77,23 @@ class Engine(Protocol):
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run the calculation in this process. Failures of the physics are results, not exceptions."""
+
+
+@runtime_checkable
+class BatchEngine(Engine, Protocol):
+    """An engine that calculates crystals together. Without these methods every crystal is a job of its own."""
+
+    def compute_many(self, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
+        """As :meth:`Engine.compute` for several crystals, in their order; one that fails leaves the others alone."""
+
+    def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
+        """Positions of the crystals that go together in one job, each once; the jobs run in this order.
+
+        Small jobs are recorded early and keep all workers busy to the end, so the largest should come first.
+        """
+
+    def workers(self) -> int | None:
+        """How many worker processes suit this machine; ``None`` for one per CPU core."""
+
+    def worker_environment(self, index: int) -> dict[str, str]:
+        """Environment variables of the worker process with this index, besides those of the main process."""

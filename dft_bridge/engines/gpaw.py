@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase import Atoms
-from ase.data import chemical_symbols, covalent_radii
-from ase.neighborlist import neighbor_list
+from ase.data import chemical_symbols
 from ase.units import GPa
-from scipy.optimize import minimize_scalar
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import PROPERTIES, Crystal, EngineNotReady, Result
+from dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from dft_bridge.engines.checks import AMU_PER_A3, check_property, checked, closest_pair, plain, to_atoms
+from dft_bridge.engines.equation_of_state import fit_murnaghan
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -68,12 +67,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by preset name; every key is a field of :class:`GpawEngine`."""
 
-BOUNDS = {"band_gap": 30.0, "bulk_modulus": 1000.0, "density": 60.0}
-"""Largest believable value per property (eV, GPa, g/cm3): above it a number is a failed calculation, not physics."""
 
-_AMU_PER_A3_IN_G_PER_CM3 = 1.66053906660
 _KPPA_CUBE_FACTOR = 1.01
-_B_PRIME_RANGE = (1.5, 12.0)
 _MAX_STEP = 0.05  # Å per ionic step; with the cell's weight below, 7 % strain for five atoms
 _MAX_UNKNOWN_MESSAGE = 300  # characters
 
@@ -165,7 +160,7 @@ class GpawEngine:
         import ase
         import gpaw
 
-        _check_property(property_name)
+        check_property(property_name)
         return {
             "engine": self.name,
             "method": METHOD_VERSION,
@@ -182,7 +177,7 @@ class GpawEngine:
         """The fields that one property depends on."""
         names = [f"{property_name}_cutoff", f"{property_name}_kppa", *_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
         values = {name: getattr(self, name) for name in names}
-        return {name: _plain(value) for name, value in values.items()}
+        return {name: plain(value) for name, value in values.items()}
 
     def preflight(self) -> None:
         """Raise :class:`EngineNotReady` if GPAW, its compiled extension or its data sets are missing."""
@@ -196,7 +191,7 @@ class GpawEngine:
 
     def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
         """A failure that needs no calculation, or ``None``: no data set, atoms too close, odd electrons."""
-        _check_property(property_name)
+        check_property(property_name)
         symbols = [chemical_symbols[int(z)] for z in crystal.numbers]
         missing = sorted({s for s in symbols if dataset(s, _setup_paths()) is None})
         if missing:
@@ -244,7 +239,7 @@ class GpawEngine:
             text = f"{type(error).__name__}: {error}"[:_MAX_UNKNOWN_MESSAGE]
             status = Status.INVALID_RESULT if "NaN" in text else Status.ENGINE_ERROR
             result = Result.failure(status, text)
-        return dataclasses.replace(_checked(result, property_name), seconds=time.process_time() - start)
+        return dataclasses.replace(checked(result, property_name), seconds=time.process_time() - start)
 
     # One method per property, named after it.
 
@@ -314,7 +309,7 @@ class GpawEngine:
         cell = FrechetCellFilter(atoms, exp_cell_factor=math.sqrt(len(atoms)) / 3)
         optimizer = BFGS(cell, logfile=None, maxstep=_MAX_STEP)
         relaxed = bool(optimizer.run(fmax=self.fmax, steps=self.nstep))
-        density = float(atoms.get_masses().sum() / atoms.get_volume() * _AMU_PER_A3_IN_G_PER_CM3)
+        density = float(atoms.get_masses().sum() / atoms.get_volume() * AMU_PER_A3)
         details = {
             **self._facts(crystal, "density"),
             "relaxed": relaxed,
@@ -372,11 +367,6 @@ class GpawEngine:
         )
 
 
-def to_atoms(crystal: Crystal) -> Atoms:
-    """The crystal as ASE atoms, periodic in all directions."""
-    return Atoms(numbers=crystal.numbers, cell=crystal.lattice, scaled_positions=crystal.frac_coords, pbc=True)
-
-
 def kpoint_mesh(lattice: np.ndarray, sites: int, kppa: float) -> tuple[int, int, int]:
     """Subdivisions of a Gamma-centred mesh: pymatgen's ``Kpoints.automatic_density``, rounded up to even numbers.
 
@@ -389,19 +379,6 @@ def kpoint_mesh(lattice: np.ndarray, sites: int, kppa: float) -> tuple[int, int,
     divisions = [math.floor(max(multiple / length, 1.0)) for length in lengths]
     a, b, c = (n + n % 2 for n in divisions)
     return a, b, c
-
-
-def closest_pair(crystal: Crystal, min_distance: float, factor: float) -> tuple[int, int, float] | None:
-    """The closest pair (i, j, distance in Å) below its limit, periodic images included, or ``None``."""
-    radii = covalent_radii[np.asarray(crystal.numbers)]
-    cutoff = max(min_distance, 2 * factor * radii.max())
-    first, second, distances = neighbor_list("ijd", to_atoms(crystal), cutoff)
-    limits = np.maximum(min_distance, factor * (radii[first] + radii[second]))
-    too_close = np.flatnonzero(distances < limits)
-    if not len(too_close):
-        return None
-    worst = too_close[np.argmin(distances[too_close])]
-    return int(first[worst]), int(second[worst]), float(distances[worst])
 
 
 # GPAW's data sets
@@ -463,99 +440,3 @@ def valence_electrons(crystal: Crystal) -> int:
             raise ValueError(f"GPAW has no PBE data set for {chemical_symbols[int(number)]}")
         total += found.valence
     return total
-
-
-# Equation of state
-
-
-@dataclasses.dataclass(frozen=True)
-class MurnaghanFit:
-    """A least-squares fit of Murnaghan's equation of state.
-
-    Attributes:
-        e0: eV, energy at the minimum.
-        v0: Å^3, volume at the minimum.
-        b0: eV/Å^3, bulk modulus at the minimum.
-        b_prime: its pressure derivative.
-        residual: eV, root mean square of the fit's errors.
-    """
-
-    e0: float
-    v0: float
-    b0: float
-    b_prime: float
-    residual: float
-
-    def modulus(self, volume: float) -> float:
-        """Bulk modulus -V dP/dV at a volume, eV/Å^3."""
-        return self.b0 * (self.v0 / volume) ** self.b_prime
-
-    def problem(self, volume: float, allowed: tuple[float, float]) -> str:
-        """Why the fit means nothing, or an empty string; ``allowed`` bounds V0 / ``volume``."""
-        if not (math.isfinite(self.b0) and math.isfinite(self.v0)) or self.b0 <= 0:
-            return "the energies have no minimum"
-        if not allowed[0] <= self.v0 / volume <= allowed[1]:
-            return f"V0 is {self.v0 / volume:.3f} of the given volume, outside {allowed[0]}-{allowed[1]}"
-        if min(abs(self.b_prime - bound) for bound in _B_PRIME_RANGE) < 1e-3:
-            return f"B0' leaves the range {_B_PRIME_RANGE[0]}-{_B_PRIME_RANGE[1]}"
-        return ""
-
-    def details(self, volume: float) -> dict[str, float | None]:
-        """JSON-able facts, moduli in GPa, ``None`` where a fit without a minimum has no number."""
-        at_cell = self.modulus(volume) / GPa if self.v0 > 0 else math.nan
-        facts = {
-            "b0": self.b0 / GPa,
-            "b_prime": self.b_prime,
-            "v0": self.v0,
-            "v0_over_v": self.v0 / volume,
-            "fit_residual": self.residual,
-            "modulus_at_cell": at_cell,
-        }
-        return {name: value if math.isfinite(value) else None for name, value in facts.items()}
-
-
-def fit_murnaghan(volumes: np.ndarray, energies: np.ndarray) -> MurnaghanFit:
-    """Fit E(V) (Å^3, eV) by least squares.
-
-    For a fixed B' Murnaghan's E is linear in (1, V, V^(1 - B')), so the fit is a bounded search over B' alone around
-    an exact linear solution: it needs no starting values and cannot diverge.
-    """
-    volumes, energies = np.asarray(volumes, dtype=float), np.asarray(energies, dtype=float)
-    reference = float(volumes.mean())
-    x, shifted = volumes / reference, energies - energies.mean()
-
-    def solve(b_prime: float) -> tuple[np.ndarray, float]:
-        columns = np.stack([np.ones_like(x), x - 1, x ** (1 - b_prime) - 1], axis=1)
-        coefficients = np.linalg.lstsq(columns, shifted, rcond=None)[0]
-        return coefficients, float(np.square(columns @ coefficients - shifted).sum())
-
-    best = minimize_scalar(lambda b: solve(b)[1], bounds=_B_PRIME_RANGE, method="bounded", options={"xatol": 1e-6})
-    b_prime = float(best.x)
-    (constant, linear, power), squares = solve(b_prime)
-    residual = math.sqrt(squares / len(x))
-    # E = constant + linear (x - 1) + power (x^(1-B') - 1): a minimum needs both slopes to pull against each other.
-    ratio = (b_prime - 1) * power / linear if linear else math.nan
-    if not ratio > 0 or linear <= 0:
-        return MurnaghanFit(math.nan, math.nan, math.nan, b_prime, residual)
-    x0 = ratio ** (1 / b_prime)
-    e0 = energies.mean() + constant + linear * (x0 - 1) + power * (x0 ** (1 - b_prime) - 1)
-    return MurnaghanFit(float(e0), float(x0 * reference), float(b_prime * linear / reference), b_prime, residual)
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a fingerprint equals its JSON copy."""
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
-
-
-def _check_property(property_name: str) -> None:
-    """Raise ``ValueError`` for a property no engine knows."""
-    if property_name not in PROPERTIES:
-        raise ValueError(f"no property {property_name!r}; choose one of {', '.join(PROPERTIES)}")
-
-
-def _checked(result: Result, property_name: str) -> Result:
-    """The result, or ``INVALID_RESULT`` if its number is not one a crystal can have."""
-    if result.status != Status.OK or 0.0 <= result.value <= BOUNDS[property_name]:
-        return result
-    message = f"{property_name} of {result.value} is outside 0-{BOUNDS[property_name]}"
-    return Result.failure(Status.INVALID_RESULT, message, **result.details)

@@ -8,11 +8,12 @@ from typing import Any
 
 from dft_bridge.engines.base import Engine
 from dft_bridge.engines.gpaw import GpawEngine
+from dft_bridge.engines.planewave import PlanewaveEngine
 
-ENGINES: dict[str, Callable[..., Engine]] = {"gpaw": GpawEngine.preset}
+ENGINES: dict[str, Callable[..., Engine]] = {"planewave": PlanewaveEngine.preset, "gpaw": GpawEngine.preset}
 """Name -> factory ``(preset, **overrides) -> Engine``. A new engine is one more row."""
 
-_SETTINGS: dict[str, type] = {"gpaw": GpawEngine}
+_SETTINGS: dict[str, type] = {"planewave": PlanewaveEngine, "gpaw": GpawEngine}
 
 
 def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:

@@ -1,0 +1,481 @@
+"""The ``planewave`` engine: our own plane-wave PBE in JAX, batched over crystals (:mod:`dft_bridge.planewave`).
+
+It needs nothing but this package: pseudopotentials are shipped, there is no compiler and no other program. JAX is
+imported by the methods that need it, so importing this module is cheap. The presets are data (:data:`PRESETS`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from ase.data import atomic_masses, chemical_symbols
+from ase.units import GPa
+
+from crystaljax.status import Status
+from dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from dft_bridge.engines.checks import AMU_PER_A3, check_property, checked, closest_pair, plain
+from dft_bridge.engines.equation_of_state import fit_murnaghan
+from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
+
+if TYPE_CHECKING:
+    from dft_bridge.planewave.kinds import Kind, Workbench
+    from dft_bridge.planewave.properties import BandEdges, Outcome, RelaxedCell, Volumes
+
+METHOD_VERSION = 1
+"""Raised when the code of the engine changes a number that the settings do not show."""
+
+CUTOFF_FILE = Path(__file__).parents[1] / "planewave" / "data" / "cutoffs.json"
+"""Measured cut-offs by name and element; ``python benchmarks/planewave_convergence.py`` makes it."""
+
+_MILLI_RYDBERG = 0.0005  # Ha
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "crystalgym": {
+        "band_gap_cutoff": "tight",
+        "band_gap_kppa": 1000.0,
+        "band_gap_width": 0.0,
+        "bulk_modulus_cutoff": "tight",
+        "bulk_modulus_kppa": 1000.0,
+        "bulk_modulus_width": _MILLI_RYDBERG,
+        "density_cutoff": "tight",
+        "density_kppa": 1000.0,
+        "density_width": _MILLI_RYDBERG,
+        "shifted": False,
+        "special_points": False,
+        "symmetry": "crystal",
+        "tolerance": 1e-8,
+        "max_scf_iterations": 300,
+    },
+    "fast": {
+        "band_gap_cutoff": "loose",
+        "band_gap_kppa": 50.0,
+        "band_gap_width": 0.002,
+        "bulk_modulus_cutoff": "tight",
+        "bulk_modulus_kppa": 50.0,
+        "bulk_modulus_width": 0.004,
+        "density_cutoff": "tight",
+        "density_kppa": 50.0,
+        "density_width": 0.004,
+        "shifted": True,
+        "special_points": True,
+        "symmetry": "skeleton",
+        "tolerance": 1e-7,
+        "max_scf_iterations": 60,
+    },
+}
+"""Settings by preset name; every key is a field of :class:`PlanewaveEngine`."""
+
+_OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "band_gap": ("special_points",),
+    "bulk_modulus": ("eos_volumes", "eos_range"),
+    "density": ("nstep", "largest_force", "largest_stress"),
+}
+_SHARED_SETTINGS = (
+    "functional",
+    "shifted",
+    "symmetry",
+    "tolerance",
+    "max_scf_iterations",
+    "extra_bands",
+    "double",
+    "min_distance_factor",
+    "min_distance",
+)
+_SYMMETRIES = ("crystal", "skeleton")
+_BATCHES_PER_JOB = 4  # lanes are refilled within a job
+_USUAL_BATCH = 64  # where the GPU's memory decides
+_WORKER_GROWTH = str(2 * 10**9)  # bytes by which a worker may grow before loky starts a new one: programs stay in memory
+_CUTOFF_STEP = 5.0  # Ha; cut-offs are rounded up to a multiple, so that few programs are compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanewaveEngine:
+    """Band gap, bulk modulus and density from batched plane-wave DFT, without spin.
+
+    Attributes:
+        functional: ``PBE`` or ``LDA``; must be that of the pseudopotentials.
+        pseudopotentials: name of the shipped set, or a folder of UPF v2 or psp8 files.
+        band_gap_cutoff, bulk_modulus_cutoff, density_cutoff: Ha for all elements, or the name of a column of the
+            measured cut-offs (:data:`CUTOFF_FILE`), of which the largest among a crystal's elements is taken.
+        band_gap_kppa, bulk_modulus_kppa, density_kppa: k-points per reciprocal atom.
+        band_gap_width, bulk_modulus_width, density_width: Gaussian smearing in Ha; 0 for fixed occupations. A gap is
+            counted by whole bands in both cases.
+        shifted: move the k-point mesh off Gamma by half a step; needs fewer points for the same accuracy of a density.
+        special_points: look for band edges at Gamma and the zone boundary too, at no weight in the density.
+        symmetry: ``crystal`` uses all symmetry an assignment of elements has (fewest k-points), ``skeleton`` the part
+            that all assignments share, so that a skeleton needs one program only.
+        tolerance: Ha per atom, see :class:`~dft_bridge.planewave.scf.ScfSettings`.
+        max_scf_iterations: SCF steps before a calculation counts as ``NOT_CONVERGED``.
+        extra_bands: empty bands, as a fraction of the occupied ones (at least four).
+        double: wave functions in double precision, for verification.
+        eos_volumes: sampled volumes, in units of the given cell's volume.
+        eos_range: where the minimum of the equation of state must lie, in the same unit.
+        modulus_at: ``cell``: the modulus at the given cell; ``relaxed``: at the fitted minimum.
+        nstep: largest number of ionic steps of the relaxation before a density.
+        largest_force: eV/Å, and
+        largest_stress: GPa, below which the relaxation stops early.
+        min_distance_factor: atoms closer than this fraction of the sum of their covalent radii are refused.
+        min_distance: atoms closer than this (Å) are refused.
+        batch: crystals calculated at once in one worker; 0 for one on a CPU and, on a GPU, as many as its memory
+            holds. Changes no number.
+    """
+
+    name: str = dataclasses.field(default="planewave", init=False)
+    functional: str = "PBE"
+    pseudopotentials: str = SHIPPED_NAME
+    band_gap_cutoff: float | str = "tight"
+    band_gap_kppa: float = 1000.0
+    band_gap_width: float = 0.0
+    bulk_modulus_cutoff: float | str = "tight"
+    bulk_modulus_kppa: float = 1000.0
+    bulk_modulus_width: float = _MILLI_RYDBERG
+    density_cutoff: float | str = "tight"
+    density_kppa: float = 1000.0
+    density_width: float = _MILLI_RYDBERG
+    shifted: bool = False
+    special_points: bool = False
+    symmetry: str = "crystal"
+    tolerance: float = 1e-8
+    max_scf_iterations: int = 100
+    extra_bands: float = 0.1
+    double: bool = False
+    eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
+    eos_range: tuple[float, float] = (0.8, 1.25)
+    modulus_at: str = "relaxed"
+    nstep: int = 5
+    largest_force: float = 0.05
+    largest_stress: float = 0.5
+    min_distance_factor: float = 0.3
+    min_distance: float = 0.6
+    batch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.symmetry not in _SYMMETRIES:
+            raise ValueError(f"symmetry is {self.symmetry!r}; choose one of {', '.join(_SYMMETRIES)}")
+        if self.modulus_at not in ("cell", "relaxed"):
+            raise ValueError(f"modulus_at is {self.modulus_at!r}; choose cell or relaxed")
+        if self.functional not in ("PBE", "LDA"):
+            raise ValueError(f"functional is {self.functional!r}; choose PBE or LDA")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> PlanewaveEngine:
+        """The engine with the settings of a preset; any field may be overridden by keyword."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r} of the planewave engine; choose one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def fingerprint(self, property_name: str) -> dict[str, Any]:
+        """Everything that can change the number of this property (JSON-able)."""
+        check_property(property_name)
+        names = [f"{property_name}_{what}" for what in ("cutoff", "kppa", "width")]
+        names += [*_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
+        if property_name == "bulk_modulus":
+            names.append("modulus_at")
+        settings = {name: plain(getattr(self, name)) for name in names}
+        cutoff = settings[f"{property_name}_cutoff"]
+        if isinstance(cutoff, str):
+            settings["cutoff_table"] = cutoff_table(cutoff)
+        return {
+            "engine": self.name,
+            "method": METHOD_VERSION,
+            "pseudopotentials": self.pseudo_set().name,
+            "pseudopotential_files": self.pseudo_set().digest,
+            "spin": False,
+            "property": property_name,
+            **settings,
+        }
+
+    def pseudo_set(self) -> PseudoSet:
+        """The pseudopotentials, read once per process."""
+        return _pseudo_set(self.pseudopotentials)
+
+    def preflight(self) -> None:
+        """Raise :class:`EngineNotReady` if the pseudopotentials cannot be read or are for another functional."""
+        try:
+            found = self.pseudo_set()
+        except (PseudoError, OSError) as error:
+            raise EngineNotReady(str(error)) from error
+        if found.functional.upper() != self.functional:
+            raise EngineNotReady(
+                f"the pseudopotentials {found.name} are for {found.functional}, the engine is for {self.functional}; "
+                f"set functional={found.functional!r} or name a folder of {self.functional} files"
+            )
+
+    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
+        """A failure that needs no calculation, or ``None``: no pseudopotential, atoms too close, odd electrons."""
+        check_property(property_name)
+        symbols = symbols_of(crystal)
+        missing = sorted({s for s in symbols if s not in self.pseudo_set()})
+        if missing:
+            return Result.failure(Status.UNSUPPORTED_ELEMENT, f"{self.pseudo_set().name} has no {', '.join(missing)}")
+        pair = closest_pair(crystal, self.min_distance, self.min_distance_factor)
+        if pair is not None:
+            i, j, distance = pair
+            return Result.failure(
+                Status.ATOMS_TOO_CLOSE, f"{symbols[i]} and {symbols[j]} are {distance:.2f} Å apart", distance=distance
+            )
+        electrons = self._electrons(symbols)
+        needs_pairs = property_name == "band_gap" or getattr(self, f"{property_name}_width") == 0.0
+        if needs_pairs and electrons % 2:
+            return Result.failure(
+                Status.ODD_ELECTRONS,
+                f"{electrons} valence electrons do not fill whole bands without spin polarisation",
+                valence_electrons=electrons,
+            )
+        return None
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        """Run one calculation in this process; a failure is a result with its status and message."""
+        return self.compute_many([crystal], property_name)[0]
+
+    def compute_many(self, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
+        """Run many: those of one kind share a program and a batch. Results are in the order of the crystals.
+
+        Double precision is switched on inside, for this thread only.
+        """
+        import jax
+
+        results: dict[int, Result] = {}
+        with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+            for kind, members in self.kinds(crystals, property_name, results).items():
+                begin = time.process_time()
+                found = self._run(kind, [crystals[i] for i in members], property_name)
+                seconds = (time.process_time() - begin) / len(members)
+                for i, result in zip(members, found, strict=True):
+                    results[i] = dataclasses.replace(checked(result, property_name), seconds=seconds)
+        return [results[i] for i in range(len(crystals))]
+
+    def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
+        """Jobs: one crystal each on a CPU, those of one kind in a row, or several batches of one kind."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for i, crystal in enumerate(crystals):
+            try:
+                groups[self.kind(crystal, property_name)].append(i)
+            except ValueError:  # for the calculation to explain
+                groups[i].append(i)
+        if _on_cpu():
+            largest = _BATCHES_PER_JOB * self.batch if self.batch > 1 else 1
+        else:
+            share = -(-len(crystals) // (self.workers() or 1))
+            largest = min(_BATCHES_PER_JOB * (self.batch or _USUAL_BATCH), share)
+        jobs = []
+        for kind, members in groups.items():
+            parts = np.array_split(members, -(-len(members) // largest))
+            jobs += [(_cost(kind) * len(part), part.tolist()) for part in parts]
+        return [job for _, job in sorted(jobs, key=lambda pair: -pair[0])]
+
+    def workers(self) -> int | None:
+        """One worker per GPU; ``None``, which means one per core, where there is none."""
+        import jax
+
+        return None if _on_cpu() else jax.local_device_count()
+
+    def worker_environment(self, index: int) -> dict[str, str]:
+        """One core or one GPU for each worker, and compiled programs kept on disk."""
+        given = os.environ
+        cache = Path(given.get("XDG_CACHE_HOME") or Path.home() / ".cache", "crystaljax", "xla")
+        defaults = {
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+            "LOKY_MAX_MEMORY_LEAK_SIZE": _WORKER_GROWTH,
+        }
+        environment = {name: given.get(name) or value for name, value in defaults.items()}
+        count = self.workers()
+        if count is None:
+            flags = f"{given.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+            return environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+        visible = given.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(count)]
+        gpu = gpus[index % len(gpus)]
+        return environment | {"CUDA_VISIBLE_DEVICES": gpu, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+    def kinds(
+        self, crystals: Sequence[Crystal], property_name: str, refused: dict[int, Result] | None = None
+    ) -> dict[Kind, list[int]]:
+        """Which crystals (by position) go together; those that are refused go into ``refused``."""
+        groups: dict[Kind, list[int]] = defaultdict(list)
+        for i, crystal in enumerate(crystals):
+            refusal = self.refuse(crystal, property_name)
+            if refusal is None:
+                groups[self.kind(crystal, property_name)].append(i)
+            elif refused is not None:
+                refused[i] = refusal
+        return dict(groups)
+
+    def kind(self, crystal: Crystal, property_name: str) -> Kind:
+        """Everything about a calculation but the elements on the sites."""
+        from dft_bridge.planewave.kinds import Kind, band_count, is_light
+        from dft_bridge.planewave.kpoints import kppa_mesh
+        from dft_bridge.planewave.scf import ScfSettings
+
+        symbols = symbols_of(crystal)
+        width = getattr(self, f"{property_name}_width")
+        bands = band_count(self._electrons(symbols), self.extra_bands)
+        settings = ScfSettings(
+            bands=bands,
+            functional=self.functional,
+            width=width,
+            tolerance=self.tolerance,
+            max_iterations=self.max_scf_iterations,
+            double=self.double,
+            bands_per_fft=1 if _on_cpu() else bands,
+        )
+        mesh = kppa_mesh(crystal.lattice, len(symbols), getattr(self, f"{property_name}_kppa"))
+        shift = tuple(int(self.shifted and n > 1) for n in mesh)
+        stretch = max(self.eos_volumes) ** (1 / 3) if property_name == "bulk_modulus" else 1.0
+        colours = range(len(symbols)) if self.symmetry == "skeleton" else map(sorted(set(symbols)).index, symbols)
+        return Kind(
+            lattice=tuple(map(tuple, np.asarray(crystal.lattice, float).tolist())),
+            frac_coords=tuple(map(tuple, np.asarray(crystal.frac_coords, float).tolist())),
+            colours=_renumbered(colours),
+            cutoff=self.cutoff(symbols, property_name),
+            mesh=mesh,
+            shift=shift,
+            stretch=stretch,
+            light=is_light(self.pseudo_set(), symbols),
+            settings=settings,
+        )
+
+    def cutoff(self, symbols: Sequence[str], property_name: str) -> float:
+        """Ha, for a crystal of these elements.
+
+        Raises:
+            ValueError: an element has no measured cut-off (pseudopotentials other than those shipped).
+        """
+        chosen = getattr(self, f"{property_name}_cutoff")
+        if not isinstance(chosen, str):
+            return float(chosen)
+        table = cutoff_table(chosen)
+        unknown = sorted(set(symbols) - set(table))
+        if unknown:
+            raise ValueError(
+                f"no measured cut-off for {', '.join(unknown)}; set {property_name}_cutoff to a number of Ha"
+            )
+        return _CUTOFF_STEP * math.ceil(max(table[s] for s in symbols) / _CUTOFF_STEP)
+
+    def _electrons(self, symbols: Sequence[str]) -> int:
+        return sum(self.pseudo_set().valence(s) for s in symbols)
+
+    def _run(self, kind: Kind, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
+        """The results for crystals of one kind."""
+        from dft_bridge.planewave import properties
+
+        bench = _workbench(self.pseudopotentials, self.batch)
+        symbols = [symbols_of(crystal) for crystal in crystals]
+        if property_name == "band_gap":
+            found = properties.band_edges(bench, kind, symbols, self.special_points)
+            finish = self._gap
+        elif property_name == "bulk_modulus":
+            found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes)
+            finish = self._modulus
+        else:
+            found = properties.relax(bench, kind, symbols, self.nstep, self.largest_force, self.largest_stress)
+            finish = self._density
+        results = []
+        for names, outcome in zip(symbols, found, strict=True):
+            details = self._facts(kind, names, bench, outcome)
+            if outcome.converged:
+                results.append(finish(names, outcome, details))
+            else:
+                message = f"no self-consistency within {outcome.iterations} iterations"
+                results.append(Result.failure(Status.NOT_CONVERGED, message, **details))
+        return results
+
+    def _facts(self, kind: Kind, symbols: Sequence[str], bench: Workbench, outcome: Outcome) -> dict[str, Any]:
+        """The part of ``details`` that every property shares."""
+        return {
+            "valence_electrons": self._electrons(symbols),
+            "kpoints": list(kind.mesh),
+            "irreducible_kpoints": bench.solver(kind).basis.n_kpoints,
+            "cutoff": kind.cutoff,
+            "bands": kind.settings.bands,
+            "iterations": outcome.iterations,
+            "energy": outcome.energy if math.isfinite(outcome.energy) else None,
+            "pseudopotentials": self.pseudo_set().name,
+        }
+
+    def _gap(self, symbols: Sequence[str], edges: BandEdges, details: dict[str, Any]) -> Result:
+        """max(0, LUMO - HOMO) in eV."""
+        gap = edges.lumo - edges.homo
+        details |= {"homo": edges.homo, "lumo": edges.lumo, "raw_gap": gap, "direct_gap": edges.direct}
+        return Result(max(0.0, gap), Status.OK, details=details)
+
+    def _modulus(self, symbols: Sequence[str], samples: Volumes, details: dict[str, Any]) -> Result:
+        """Bulk modulus in GPa of a Murnaghan fit, at the given cell or at the fitted minimum."""
+        middle = samples.volumes[len(samples.volumes) // 2] / self.eos_volumes[len(samples.volumes) // 2]
+        fit = fit_murnaghan(samples.volumes, samples.energies)
+        details |= {"volumes": samples.volumes.tolist(), "energies": samples.energies.tolist(), **fit.details(middle)}
+        problem = fit.problem(middle, self.eos_range)
+        if problem:
+            return Result.failure(Status.FIT_MEANINGLESS, problem, **details)
+        modulus = fit.b0 if self.modulus_at == "relaxed" else fit.modulus(middle)
+        return Result(modulus / GPa, Status.OK, details=details)
+
+    def _density(self, symbols: Sequence[str], cell: RelaxedCell, details: dict[str, Any]) -> Result:
+        """g/cm3 of the relaxed cell."""
+        mass = sum(atomic_masses[chemical_symbols.index(s)] for s in symbols)
+        details |= {
+            "relaxed": cell.relaxed,
+            "ionic_steps": cell.steps,
+            "lattice": cell.lattice.tolist(),
+            "frac_coords": cell.frac_coords.tolist(),
+            "pressure": cell.pressure,
+        }
+        return Result(float(mass / abs(np.linalg.det(cell.lattice)) * AMU_PER_A3), Status.OK, details=details)
+
+
+def symbols_of(crystal: Crystal) -> list[str]:
+    """The element of each site."""
+    return [chemical_symbols[int(z)] for z in crystal.numbers]
+
+
+@functools.cache
+def cutoff_table(name: str) -> dict[str, float]:
+    """Ha by element, of a column of the measured cut-offs; raises ``ValueError`` for an unknown one."""
+    tables = json.loads(CUTOFF_FILE.read_text())["cutoffs"]
+    if name not in tables:
+        raise ValueError(f"no cut-offs {name!r}; choose {', '.join(tables)} or a number of Ha")
+    return tables[name]
+
+
+@functools.cache
+def _pseudo_set(where: str) -> PseudoSet:
+    return shipped() if where == SHIPPED_NAME else load_folder(os.path.expanduser(where))
+
+
+@functools.cache
+def _workbench(pseudopotentials: str, batch: int) -> Workbench:
+    from dft_bridge.planewave.kinds import Workbench
+
+    return Workbench(_pseudo_set(pseudopotentials), batch or (1 if _on_cpu() else None))
+
+
+def _on_cpu() -> bool:
+    """Whether workers calculate on CPUs: without a GPU; a TPU is for one process and has no double precision."""
+    import jax
+
+    return jax.default_backend() != "gpu"
+
+
+def _cost(kind: Kind | int) -> float:
+    """What a crystal of a kind costs, relative to others; 0 if it has none."""
+    if isinstance(kind, int):
+        return 0.0
+    volume = abs(np.linalg.det(np.array(kind.lattice)))
+    return math.prod(kind.mesh) * kind.settings.bands * volume * kind.cutoff**1.5
+
+
+def _renumbered(colours: Any) -> tuple[int, ...]:
+    """Colours by first appearance, so that equal patterns are equal whatever the elements."""
+    seen: dict[int, int] = {}
+    return tuple(seen.setdefault(c, len(seen)) for c in colours)

@@ -1,0 +1,1 @@
+"""Batched plane-wave Kohn-Sham DFT in JAX."""

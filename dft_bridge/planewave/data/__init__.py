@@ -1,0 +1,1 @@
+"""Pseudopotentials shipped with the package; see ``ATTRIBUTION.md`` for sources and licence."""

@@ -1,0 +1,262 @@
+"""From elements on sites to the potentials of a crystal: radial tables interpolated at its plane waves.
+
+All functions are pure and differentiable in lattice and coordinates, so forces and stress follow from them.
+Hartree units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dft_bridge.planewave.basis import Basis
+from dft_bridge.planewave.ewald import ewald_matrix
+from dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet
+
+_STENCIL = 6
+_SLACK = 1 + 1e-9
+
+
+@struct.dataclass
+class SpeciesTables:
+    """Radial tables of E species on the grid q = 0, Q_STEP, 2 Q_STEP ... (1/bohr), float64.
+
+    Attributes:
+        channels: angular momentum of each of the R radial projectors; species with fewer have zeros.
+        local: [E, Q] short-range part of the local potential, Ha bohr^3.
+        core: [E, Q] electrons of the core density.
+        density: [E, Q] electrons of the atomic valence density.
+        projectors: [E, R, Q'].
+        energies: [E, R] Ha.
+        valence: [E] electrons.
+    """
+
+    channels: tuple[int, ...] = struct.field(pytree_node=False)
+    local: jax.Array
+    core: jax.Array
+    density: jax.Array
+    projectors: jax.Array
+    energies: jax.Array
+    valence: jax.Array
+
+
+def species_tables(pseudopotentials: PseudoSet, symbols: Sequence[str], channels: Sequence[int]) -> SpeciesTables:
+    """The tables of some elements; ``channels`` as :func:`channels_for` gives them, or more."""
+    tables = [pseudopotentials[symbol] for symbol in symbols]
+    rows = np.zeros((len(tables), len(channels), tables[0].projectors.shape[1]))
+    energies = np.zeros((len(tables), len(channels)))
+    for e, table in enumerate(tables):
+        free = list(enumerate(channels))
+        for momentum, energy, row in zip(table.angular_momenta, table.energies, table.projectors, strict=True):
+            slot = next(item for item in free if item[1] == momentum)
+            free.remove(slot)
+            rows[e, slot[0]], energies[e, slot[0]] = row, energy
+    return SpeciesTables(
+        channels=tuple(int(c) for c in channels),
+        local=jnp.asarray(np.stack([t.local for t in tables])),
+        core=jnp.asarray(np.stack([t.core for t in tables])),
+        density=jnp.asarray(np.stack([t.density for t in tables])),
+        projectors=jnp.asarray(rows),
+        energies=jnp.asarray(energies),
+        valence=jnp.asarray([float(t.valence) for t in tables]),
+    )
+
+
+def channels_for(pseudopotentials: PseudoSet, symbols: Sequence[str]) -> tuple[int, ...]:
+    """The fewest radial projectors, as sorted angular momenta, that hold those of every element."""
+    counts = [np.bincount(pseudopotentials[s].angular_momenta, minlength=4) for s in symbols]
+    most = np.max(counts, axis=0)
+    return tuple(int(momentum) for momentum in np.repeat(np.arange(4), most))
+
+
+@struct.dataclass
+class WavePotential:
+    """What acts on the wave functions of one k-point, or of all with a leading axis [K].
+
+    Attributes:
+        kinetic: [P] Ha, 0 where masked.
+        mask: [P], 1 for plane waves below the cut-off.
+        radial: [N, R, P] radial projectors times 4 pi / sqrt(volume).
+        harmonics: [(lmax + 1)^2, P] real spherical harmonics.
+        phases: complex [N, P], exp(-i G.r).
+    """
+
+    kinetic: jax.Array
+    mask: jax.Array
+    radial: jax.Array
+    harmonics: jax.Array
+    phases: jax.Array
+
+
+@struct.dataclass
+class DensityPotential:
+    """What acts on the density; the arrays over G belong to :attr:`Basis.density_millers`.
+
+    Attributes:
+        volume: bohr^3.
+        electrons: number of valence electrons.
+        ewald: Ha, energy of the ions.
+        vectors: [G, 3] 1/bohr.
+        mask: [G], 1 for vectors of the density's sphere.
+        coulomb: [G] 4 pi / G^2, 0 at G = 0.
+        local: complex [G] Ha.
+        core: complex [G] bohr^-3, density of the cores.
+        start: complex [G] bohr^-3, sum of atomic densities.
+        energies: [N, R] Ha, strength of each projector.
+    """
+
+    volume: jax.Array
+    electrons: jax.Array
+    ewald: jax.Array
+    vectors: jax.Array
+    mask: jax.Array
+    coulomb: jax.Array
+    local: jax.Array
+    core: jax.Array
+    start: jax.Array
+    energies: jax.Array
+
+
+def density_potential(
+    basis: Basis, tables: SpeciesTables, lattice: jax.Array, frac_coords: jax.Array, species: jax.Array
+) -> DensityPotential:
+    """Local potentials, core and atomic densities of a crystal.
+
+    Args:
+        lattice: [3, 3] bohr.
+        frac_coords: [N, 3].
+        species: int [N], rows of ``tables``.
+    """
+    volume = jnp.abs(jnp.linalg.det(lattice))
+    vectors = basis.density_millers @ _reciprocal(lattice)
+    g2 = jnp.sum(vectors**2, axis=-1)
+    origin = np.arange(basis.n_density) == 0  # the slowest comes first
+    safe_g2 = jnp.where(origin, 1.0, g2)
+    q = jnp.where(origin, 0.0, jnp.sqrt(safe_g2))
+    mask = _below(basis, g2, 4 * basis.cutoff)
+    valence = tables.valence[species]
+    # The long-range part is that of a Gaussian charge; its finite rest at G = 0 is pi Z.
+    tail = jnp.where(origin, math.pi, -4 * math.pi * jnp.exp(-safe_g2 / 4) / safe_g2)
+    structure = jnp.exp(-2j * math.pi * (frac_coords @ basis.density_millers.T)) * (mask / volume)
+    start = jnp.sum(interpolate(tables.density[species], q) * structure, axis=0)
+    electrons = jnp.sum(valence)
+    charges = ewald_matrix(basis.ewald, lattice, frac_coords)
+    return DensityPotential(
+        volume=volume,
+        electrons=electrons,
+        ewald=0.5 * valence @ charges @ valence,
+        vectors=vectors,
+        mask=mask,
+        coulomb=jnp.where(origin, 0.0, 4 * math.pi / safe_g2) * mask,
+        local=jnp.sum((interpolate(tables.local[species], q) + valence[:, None] * tail) * structure, axis=0),
+        core=jnp.sum(interpolate(tables.core[species], q) * structure, axis=0),
+        start=start * (electrons / volume / start[0].real),
+        energies=tables.energies[species],
+    )
+
+
+def wave_potential(
+    basis: Basis,
+    tables: SpeciesTables,
+    lattice: jax.Array,
+    frac_coords: jax.Array,
+    species: jax.Array,
+    kpoint: jax.Array,
+    millers: jax.Array,
+    valid: jax.Array,
+) -> WavePotential:
+    """Kinetic energies and projectors at one k-point: ``kpoint`` [3], ``millers`` [P, 3], ``valid`` [P]."""
+    vectors = (millers + kpoint) @ _reciprocal(lattice)
+    k2 = jnp.sum(vectors**2, axis=-1)
+    mask = jnp.where(valid, _below(basis, k2, basis.cutoff), 0.0)
+    tiny = k2 < 1e-16
+    q = jnp.where(tiny, 0.0, jnp.sqrt(jnp.where(tiny, 1.0, k2)))
+    scale = 4 * math.pi / jnp.sqrt(jnp.abs(jnp.linalg.det(lattice)))
+    return WavePotential(
+        kinetic=0.5 * k2 * mask,
+        mask=mask,
+        radial=interpolate(tables.projectors[species], q) * (scale * mask),
+        harmonics=real_harmonics(vectors, max(tables.channels, default=0)),
+        phases=jnp.exp(-2j * math.pi * (frac_coords @ millers.T)),
+    )
+
+
+def projector_functions(waves: WavePotential, channels: tuple[int, ...]) -> jax.Array:
+    """The projectors <k + G | beta>, complex [N M, P], M counting the 2 l + 1 members of each channel."""
+    radial_of, harmonic_of, power = _members(channels)
+    phases = jnp.asarray(power, waves.phases.dtype)[:, None] * waves.harmonics[harmonic_of]
+    functions = waves.phases[:, None] * (waves.radial[:, radial_of] * phases)
+    return functions.reshape(-1, functions.shape[-1])
+
+
+def projector_energies(energies: jax.Array, channels: tuple[int, ...]) -> jax.Array:
+    """Strengths [N M] of :func:`projector_functions` from those of the channels [N, R]."""
+    return energies[:, _members(channels)[0]].reshape(-1)
+
+
+def interpolate(table: jax.Array, q: jax.Array) -> jax.Array:
+    """Six-point Lagrange interpolation of ``table`` [..., Q] on the uniform grid at ``q`` [n] (1/bohr): [..., n]."""
+    t = q / Q_STEP
+    first = jnp.clip(jnp.floor(t).astype(jnp.int32) - _STENCIL // 2 + 1, 0, table.shape[-1] - _STENCIL)
+    x = t - first
+    result = jnp.zeros((*table.shape[:-1], *q.shape), table.dtype)
+    for i in range(_STENCIL):
+        weight = jnp.ones_like(x)
+        for j in range(_STENCIL):
+            if j != i:
+                weight = weight * (x - j) / (i - j)
+        result = result + table[..., first + i] * weight
+    return result
+
+
+def real_harmonics(vectors: jax.Array, lmax: int) -> jax.Array:
+    """Orthonormal real spherical harmonics of l = 0 ... ``lmax`` <= 3 for ``vectors`` [n, 3], as [(lmax + 1)^2, n].
+
+    At the origin those with l > 0 are 0.
+    """
+    r2 = jnp.sum(vectors**2, axis=-1)
+    tiny = r2 < 1e-16
+    unit = jnp.where(tiny[:, None], 0.0, vectors / jnp.sqrt(jnp.where(tiny, 1.0, r2))[:, None])
+    x, y, z = unit.T
+    away = jnp.where(tiny, 0.0, 1.0)
+    rows = [jnp.full_like(x, math.sqrt(1 / (4 * math.pi)))]
+    if lmax >= 1:
+        c = math.sqrt(3 / (4 * math.pi))
+        rows += [c * x, c * y, c * z]
+    if lmax >= 2:
+        c = math.sqrt(15 / (4 * math.pi))
+        rows += [c * x * y, c * y * z, c * x * z, 0.5 * c * (x * x - y * y)]
+        rows += [math.sqrt(5 / (16 * math.pi)) * (3 * z * z - away)]
+    if lmax >= 3:
+        c0, c1 = math.sqrt(7 / (16 * math.pi)), math.sqrt(21 / (32 * math.pi))
+        c2, c3 = math.sqrt(105 / (16 * math.pi)), math.sqrt(35 / (32 * math.pi))
+        rows += [c0 * z * (5 * z * z - 3 * away), c1 * x * (5 * z * z - away), c1 * y * (5 * z * z - away)]
+        rows += [c2 * z * (x * x - y * y), 2 * c2 * x * y * z]
+        rows += [c3 * x * (x * x - 3 * y * y), c3 * y * (3 * x * x - y * y)]
+    return jnp.stack(rows)
+
+
+def _below(basis: Basis, squares: jax.Array, cutoff: float) -> jax.Array:
+    """1 where a vector of this squared length belongs to the basis, else 0."""
+    if basis.fixed:
+        return jnp.ones_like(squares)
+    return jax.lax.stop_gradient(jnp.where(0.5 * squares <= cutoff * _SLACK, 1.0, 0.0))
+
+
+def _reciprocal(lattice: jax.Array) -> jax.Array:
+    """Reciprocal lattice vectors (rows), 1/bohr."""
+    return 2 * math.pi * jnp.linalg.inv(lattice).T
+
+
+def _members(channels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each member (channel, m): its channel, its row among the harmonics, and (-i)^l."""
+    members = [(r, k * k + m, (-1j) ** k) for r, k in enumerate(channels) for m in range(2 * k + 1)]
+    if not members:
+        return np.zeros(0, int), np.zeros(0, int), np.zeros(0, complex)
+    radial_of, harmonic_of, power = zip(*members, strict=True)
+    return np.array(radial_of), np.array(harmonic_of), np.array(power)

@@ -1,0 +1,253 @@
+"""Band gaps, equations of state and relaxed cells of crystals of one kind; eV, Å, GPa at this face."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from ase.units import Bohr, GPa, Hartree
+
+from dft_bridge.planewave import scf
+from dft_bridge.planewave.kinds import Kind, Workbench
+from dft_bridge.planewave.relaxation import Relaxation, symmetrise
+from dft_bridge.planewave.solver import Progress, Solution, bands_at, derivatives, energies
+
+PRESSURE_UNIT = Hartree / Bohr**3 / GPa
+"""GPa per Ha/bohr^3."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What every calculation tells.
+
+    Attributes:
+        converged: whether the numbers mean anything.
+        iterations: SCF steps, of all SCFs together.
+        energy: eV per cell (of the last SCF), free energy E - T S; NaN where it was not asked for.
+        fermi_level: eV.
+    """
+
+    converged: bool
+    iterations: int
+    energy: float
+    fermi_level: float
+
+    @staticmethod
+    def facts(solution: Solution, i: int, energies: np.ndarray | None = None) -> dict[str, float]:
+        """The fields of this class for the ``i``-th crystal; ``energies`` [n] in Ha."""
+        return {
+            "converged": bool(solution.converged[i]),
+            "iterations": int(solution.iterations[i]),
+            "energy": math.nan if energies is None else float(energies[i]) * Hartree,
+            "fermi_level": float(solution.fermi_level[i]) * Hartree,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class BandEdges(Outcome):
+    """Attributes:
+    homo, lumo: eV, bands counted from the valence electrons.
+    direct: eV, the smallest gap at one k-point.
+    residual: eV, the largest residual of the bands at the special points; 0 without them.
+    """
+
+    homo: float
+    lumo: float
+    direct: float
+    residual: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Point(Outcome):
+    """Attributes:
+    forces: [N, 3] eV/Å.
+    stress: [3, 3] GPa, negative under compression.
+    """
+
+    forces: np.ndarray
+    stress: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Volumes(Outcome):
+    """Attributes:
+    volumes: [V] Å^3.
+    energies: [V] eV per cell.
+    """
+
+    volumes: np.ndarray
+    energies: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class RelaxedCell(Outcome):
+    """Attributes:
+    lattice: [3, 3] Å.
+    frac_coords: [N, 3].
+    pressure: GPa, of the last cell that was calculated.
+    steps: ionic steps taken.
+    relaxed: forces and stress are below their bounds.
+    """
+
+    lattice: np.ndarray
+    frac_coords: np.ndarray
+    pressure: float
+    steps: int
+    relaxed: bool
+
+
+def band_edges(
+    bench: Workbench,
+    kind: Kind,
+    symbols: Sequence[Sequence[str]],
+    special: bool,
+    progress: Progress | None = None,
+) -> list[BandEdges]:
+    """Band edges over the mesh and, with ``special``, the special points: Gamma and the zone boundary."""
+    solver = bench.solver(kind)
+    problems = bench.problems(kind, symbols)
+    if special:
+        points = bench.special(kind)
+        waves = scf.random_waves(points, kind.settings)
+        found = solver.solve(problems, bands_at, (points, waves), progress)
+    else:
+        found = solver.solve(problems, progress=progress)
+    edges = []
+    for i, crystal in enumerate(symbols):
+        bands, residual = found.eigenvalues[i], 0.0
+        if special:
+            bands = np.concatenate([bands, found.extra.eigenvalues[i]])
+            residual = float(found.extra.residual[i]) * Hartree
+        occupied = sum(bench.pseudopotentials.valence(s) for s in crystal) // 2
+        below, above = bands[:, occupied - 1] * Hartree, bands[:, occupied] * Hartree
+        edges.append(
+            BandEdges(
+                **Outcome.facts(found, i),
+                homo=float(below.max()),
+                lumo=float(above.min()),
+                direct=float((above - below).min()),
+                residual=residual,
+            )
+        )
+    return edges
+
+
+def single_points(
+    bench: Workbench, kind: Kind, symbols: Sequence[Sequence[str]], progress: Progress | None = None
+) -> list[Point]:
+    """Energy, forces and stress at the kind's cell."""
+    found = bench.solver(kind).solve(bench.problems(kind, symbols), derivatives, progress=progress)
+    symmetry = kind.symmetry
+    lattice, frac_coords = np.array(kind.lattice) / Bohr, np.array(kind.frac_coords)
+    points = []
+    for i in range(len(symbols)):
+        forces, stress = symmetrise(
+            symmetry.rotations,
+            symmetry.translations,
+            lattice,
+            frac_coords,
+            found.extra.forces[i],
+            found.extra.stress[i],
+        )
+        points.append(
+            Point(
+                **Outcome.facts(found, i, found.extra.free),
+                forces=forces * Hartree / Bohr,
+                stress=stress * PRESSURE_UNIT,
+            )
+        )
+    return points
+
+
+def energies_of_volumes(
+    bench: Workbench,
+    kind: Kind,
+    symbols: Sequence[Sequence[str]],
+    scales: Sequence[float],
+    progress: Progress | None = None,
+) -> list[Volumes]:
+    """Energies at volumes ``scales`` relative to the kind's, crystals and volumes in one batch.
+
+    ``kind.stretch`` must reach the largest: the cut-off is the same at every volume, the number of plane waves not.
+    """
+    found = bench.solver(kind).solve(bench.problems(kind, symbols, scales), energies, progress=progress)
+    count = len(scales)
+    volume = abs(np.linalg.det(np.array(kind.lattice)))
+    results = []
+    for i in range(len(symbols)):
+        rows = slice(i * count, (i + 1) * count)
+        results.append(
+            Volumes(
+                converged=bool(found.converged[rows].all()),
+                iterations=int(found.iterations[rows].sum()),
+                energy=float(found.extra.free[rows].min()) * Hartree,
+                fermi_level=float(found.fermi_level[rows][count // 2]) * Hartree,
+                volumes=volume * np.array(scales),
+                energies=found.extra.free[rows] * Hartree,
+            )
+        )
+    return results
+
+
+def relax(
+    bench: Workbench,
+    kind: Kind,
+    symbols: Sequence[Sequence[str]],
+    steps: int,
+    largest_force: float,
+    largest_stress: float,
+    progress: Progress | None = None,
+) -> list[RelaxedCell]:
+    """Relax cells and atoms for at most ``steps`` ionic steps, the plane waves those of the first cell.
+
+    Args:
+        largest_force: eV/Å, and
+        largest_stress: GPa: below both a crystal is relaxed.
+    """
+    solver, symmetry = bench.solver(kind), kind.symmetry
+    problems = bench.problems(kind, symbols)
+    paths = [Relaxation(problems.lattice[i], problems.frac_coords[i]) for i in range(len(symbols))]
+    results: dict[int, RelaxedCell] = {}
+    iterations = [0] * len(symbols)
+    for done_steps in range(steps + 1):
+        active = [i for i in range(len(symbols)) if i not in results]
+        if not active:
+            break
+        now = problems.replace(
+            lattice=np.array([paths[i].lattice for i in active]),
+            frac_coords=np.array([paths[i].frac_coords for i in active]),
+            species=problems.species[active],
+        )
+        found = jax.tree.map(np.asarray, solver.solve(now, derivatives, progress=progress))
+        for row, i in enumerate(active):
+            path = paths[i]
+            iterations[i] += int(found.iterations[row])
+            forces, stress = symmetrise(
+                symmetry.rotations,
+                symmetry.translations,
+                path.lattice,
+                path.frac_coords,
+                found.extra.forces[row],
+                found.extra.stress[row],
+            )
+            quiet = (
+                np.abs(forces).max() * Hartree / Bohr < largest_force
+                and np.abs(stress).max() * PRESSURE_UNIT < largest_stress
+            )
+            converged = bool(found.converged[row])
+            if quiet or not converged or done_steps == steps:
+                facts = Outcome.facts(found, row, found.extra.free) | {"iterations": iterations[i]}
+                results[i] = RelaxedCell(
+                    **facts,
+                    lattice=path.lattice * Bohr,
+                    frac_coords=path.frac_coords,
+                    pressure=float(-np.trace(stress) / 3 * PRESSURE_UNIT),
+                    steps=done_steps,
+                    relaxed=bool(quiet),
+                )
+            else:
+                path.step(forces, stress)
+    return [results[i] for i in range(len(symbols))]

@@ -1,0 +1,307 @@
+"""The self-consistent field of one crystal as a pure step ``state -> state``; batches come from ``vmap``.
+
+A step improves the bands at every k-point in the potential of the input density, fills them, and mixes the density
+they make with the earlier ones. Wave functions and H are in single or double precision, density, potential, Fermi
+level and energies always in double. Hartree units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dft_bridge.planewave import fields
+from dft_bridge.planewave.basis import Basis
+from dft_bridge.planewave.eigensolver import Bands, davidson, orthonormalise
+from dft_bridge.planewave.hamiltonian import Hamiltonian, band_density, hamiltonian
+from dft_bridge.planewave.mixing import History, anderson
+from dft_bridge.planewave.occupations import occupy
+from dft_bridge.planewave.potentials import (
+    DensityPotential,
+    SpeciesTables,
+    WavePotential,
+    density_potential,
+    projector_energies,
+    projector_functions,
+    wave_potential,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScfSettings:
+    """What a program is compiled for, besides its basis.
+
+    Attributes:
+        bands: how many bands are calculated at each k-point.
+        functional: ``PBE`` or ``LDA``.
+        width: Ha, Gaussian smearing; 0 for fixed occupations.
+        tolerance: Ha per atom, electrostatic energy of the density's residual below which the SCF has converged.
+        max_iterations: SCF steps before a crystal is given up.
+        mixing: share of the residual that is mixed in.
+        history: how many densities are mixed.
+        expansions: blocks by which the Davidson space grows in an SCF step.
+        warm_up: first steps, in which the density stays that of the atoms.
+        double: wave functions in double precision.
+        bands_per_fft: see :class:`Hamiltonian`.
+    """
+
+    bands: int
+    functional: str = "PBE"
+    width: float = 0.0
+    tolerance: float = 1e-8
+    max_iterations: int = 60
+    mixing: float = 0.7
+    history: int = 7
+    expansions: int = 2
+    warm_up: int = 3
+    double: bool = False
+    bands_per_fft: int = 1
+
+    @property
+    def complex_type(self) -> jnp.dtype:
+        """Of wave functions."""
+        return jnp.dtype("complex128" if self.double else "complex64")
+
+    @property
+    def real_type(self) -> jnp.dtype:
+        """Of what acts on wave functions."""
+        return jnp.dtype("float64" if self.double else "float32")
+
+
+@struct.dataclass
+class Problem:
+    """One crystal, or a batch with a leading axis.
+
+    Attributes:
+        lattice: [3, 3] bohr.
+        frac_coords: [N, 3].
+        species: int [N], rows of the species tables.
+    """
+
+    lattice: jax.Array
+    frac_coords: jax.Array
+    species: jax.Array
+
+
+@struct.dataclass
+class Prepared:
+    """A problem's potentials: on the density, and on the waves of all k-points in the precision of H."""
+
+    density: DensityPotential
+    waves: WavePotential
+
+
+@struct.dataclass
+class ScfState:
+    """Where the SCF of a crystal stands.
+
+    Attributes:
+        iteration: SCF steps done, those of the warm-up counted.
+        density: complex [G] bohr^-3, the next input.
+        history: of mixing.
+        waves: complex [K, bands, P].
+        eigenvalues: [K, bands] Ha.
+        residuals: [K, bands] Ha.
+        numbers: [K, bands], occupations.
+        fermi_level, minus_ts: Ha.
+        error: Ha, electrostatic energy of the last residual.
+        converged: the error is below the tolerance.
+        failed: a number is not finite, or the steps are used up.
+    """
+
+    iteration: jax.Array
+    density: jax.Array
+    history: History
+    waves: jax.Array
+    eigenvalues: jax.Array
+    residuals: jax.Array
+    numbers: jax.Array
+    fermi_level: jax.Array
+    minus_ts: jax.Array
+    error: jax.Array
+    converged: jax.Array
+    failed: jax.Array
+
+    @property
+    def done(self) -> jax.Array:
+        """Nothing more will change."""
+        return self.converged | self.failed
+
+
+class Energy(NamedTuple):
+    """Attributes:
+    free: Ha, total energy E - T S: what pw.x prints.
+    minus_ts: Ha.
+    kinetic, nonlocal_part, density_part: Ha, the parts of E.
+    """
+
+    free: jax.Array
+    minus_ts: jax.Array
+    kinetic: jax.Array
+    nonlocal_part: jax.Array
+    density_part: jax.Array
+
+
+def prepare(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problem: Problem) -> Prepared:
+    """The potentials of a crystal, interpolated in double precision."""
+
+    def at(kpoint: tuple[jax.Array, jax.Array, jax.Array]) -> WavePotential:
+        waves = wave_potential(basis, tables, problem.lattice, problem.frac_coords, problem.species, *kpoint)
+        return _cast(waves, settings)
+
+    return Prepared(
+        density_potential(basis, tables, problem.lattice, problem.frac_coords, problem.species),
+        jax.lax.map(at, (basis.kpoints, basis.millers, basis.valid)),
+    )
+
+
+def random_waves(basis: Basis, settings: ScfSettings, seed: int = 0) -> jax.Array:
+    """Smooth random waves to start from, complex [K, bands, P], the same for the same basis and seed."""
+    rng = np.random.default_rng(seed)
+    shape = (basis.n_kpoints, settings.bands, basis.n_waves)
+    waves = (rng.normal(size=shape) + 1j * rng.normal(size=shape)) * np.asarray(basis.start_damping)[:, None]
+    waves /= np.linalg.norm(waves, axis=-1, keepdims=True)
+    return jnp.asarray(waves, settings.complex_type)
+
+
+def start(basis: Basis, settings: ScfSettings, prepared: Prepared, waves: jax.Array) -> ScfState:
+    """The state before the first step, with the atoms' density and the given waves [K, bands, P]."""
+    bands = jnp.zeros((basis.n_kpoints, settings.bands))
+    density = prepared.density.start
+    zero = jnp.zeros(())
+    return ScfState(
+        iteration=jnp.zeros((), jnp.int32),
+        density=density,
+        history=History.empty(settings.history, basis.n_density, density.dtype),
+        waves=waves * prepared.waves.mask[:, None].astype(settings.real_type),
+        eigenvalues=bands,
+        residuals=bands,
+        numbers=bands,
+        fermi_level=zero,
+        minus_ts=zero,
+        error=zero + jnp.inf,
+        converged=jnp.zeros((), bool),
+        failed=jnp.zeros((), bool),
+    )
+
+
+def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: Prepared, state: ScfState) -> ScfState:
+    """One SCF step; a state that is done stays as it is."""
+    potential = fields.effective_potential(basis, settings.functional, prepared.density, state.density)
+    bands = solve_bands(basis, tables, settings, prepared, potential, state.waves)
+    eigenvalues = bands.eigenvalues.astype(potential.dtype)
+    filled = occupy(eigenvalues, basis.weights, prepared.density.electrons, settings.width)
+    output = density_of(basis, settings, prepared.density.volume, bands.waves, filled.numbers)
+    output = output * (prepared.density.mask * prepared.density.electrons / prepared.density.volume / output[0].real)
+    residual = output - state.density
+    norm = fields.hartree_norm(basis, prepared.density)
+    error = jnp.sum(norm * (residual.real**2 + residual.imag**2))
+    mixed, history = anderson(state.history, state.density, residual, norm, settings.mixing)
+
+    atoms = prepared.density.energies.shape[0]
+    warming = state.iteration < settings.warm_up
+    iteration = state.iteration + 1
+    sound = jnp.isfinite(error) & jnp.all(jnp.isfinite(eigenvalues))
+    converged = ~warming & sound & (error < settings.tolerance * atoms)
+    new = ScfState(
+        iteration=iteration,
+        density=jnp.where(warming, state.density, mixed),
+        history=jax.tree.map(lambda old, new: jnp.where(warming, old, new), state.history, history),
+        waves=bands.waves,
+        eigenvalues=eigenvalues,
+        residuals=bands.residuals.astype(potential.dtype),
+        numbers=filled.numbers,
+        fermi_level=filled.fermi_level,
+        minus_ts=filled.minus_ts,
+        error=error,
+        converged=converged,
+        failed=~sound | (~converged & (iteration >= settings.max_iterations)),
+    )
+    return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
+
+
+def solve_bands(
+    basis: Basis,
+    tables: SpeciesTables,
+    settings: ScfSettings,
+    prepared: Prepared,
+    potential: jax.Array,
+    waves: jax.Array,
+) -> Bands:
+    """One Davidson call at every k-point in a potential on the wave box; :class:`Bands` with a leading axis [K]."""
+    strengths = projector_energies(prepared.density.energies, tables.channels)
+
+    def at(kpoint: tuple[WavePotential, jax.Array, jax.Array, jax.Array]) -> Bands:
+        acting, to_box, from_box, old = kpoint
+        h: Hamiltonian = hamiltonian(
+            basis, acting, tables.channels, strengths, potential, to_box, from_box, settings.bands_per_fft
+        )
+        return davidson(h, h.kinetic, old, settings.expansions)
+
+    return jax.lax.map(at, (prepared.waves, basis.to_wave_box, basis.from_wave_box, waves))
+
+
+def density_of(
+    basis: Basis, settings: ScfSettings, volume: jax.Array, waves: jax.Array, numbers: jax.Array
+) -> jax.Array:
+    """Density [G] (bohr^-3) of waves [K, bands, P] with occupations [K, bands], symmetrised."""
+
+    def add(total: jax.Array, kpoint: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        to_box, weight, bands, occupations = kpoint
+        return total + weight * band_density(basis, to_box, bands, occupations, settings.bands_per_fft), None
+
+    zeros = jnp.zeros(basis.box, numbers.dtype)
+    points, _ = jax.lax.scan(jax.checkpoint(add), zeros, (basis.to_box, basis.weights, waves, numbers))
+    return fields.symmetrise(basis, fields.to_coefficients(basis, points / volume))
+
+
+def total_energy(
+    basis: Basis,
+    tables: SpeciesTables,
+    settings: ScfSettings,
+    problem: Problem,
+    waves: jax.Array,
+    numbers: jax.Array,
+    minus_ts: jax.Array,
+) -> Energy:
+    """The Kohn-Sham energy of given waves and occupations, in double precision throughout.
+
+    At self-consistency its derivatives with respect to lattice and coordinates, waves and occupations held fixed,
+    are stress and forces (Hellmann and Feynman; Nielsen and Martin, Phys. Rev. B 32, 3780 (1985)).
+    """
+    acting = density_potential(basis, tables, problem.lattice, problem.frac_coords, problem.species)
+    strengths = projector_energies(acting.energies, tables.channels)
+
+    def add(total: tuple[jax.Array, jax.Array], kpoint: tuple[jax.Array, ...]) -> tuple[tuple, None]:
+        at, millers, valid, weight, bands, occupations = kpoint
+        here = wave_potential(basis, tables, problem.lattice, problem.frac_coords, problem.species, at, millers, valid)
+        kinetic = jnp.sum(here.kinetic * (bands.real**2 + bands.imag**2), axis=1)
+        overlaps = bands @ projector_functions(here, tables.channels).conj().T
+        nonlocal_part = (overlaps.real**2 + overlaps.imag**2) @ strengths
+        return (
+            total[0] + weight * jnp.sum(occupations * kinetic),
+            total[1] + weight * jnp.sum(occupations * nonlocal_part),
+        ), None
+
+    zero = jnp.zeros((), numbers.dtype)
+    kpoints = (basis.kpoints, basis.millers, basis.valid, basis.weights, waves, numbers)
+    (kinetic, nonlocal_part), _ = jax.lax.scan(jax.checkpoint(add), (zero, zero), kpoints)
+    density = density_of(basis, settings, acting.volume, waves, numbers)
+    density_part = fields.density_energy(basis, settings.functional, acting, density)
+    return Energy(kinetic + nonlocal_part + density_part + minus_ts, minus_ts, kinetic, nonlocal_part, density_part)
+
+
+def final_waves(waves: jax.Array) -> jax.Array:
+    """Waves [K, bands, P] made orthonormal in double precision: energies are exact to second order in their error."""
+    return jax.lax.map(orthonormalise, waves)
+
+
+def _cast(waves: WavePotential, settings: ScfSettings) -> WavePotential:
+    """In the precision of H."""
+    kind = {"c": settings.complex_type, "f": settings.real_type}
+    return jax.tree.map(lambda x: x.astype(kind[x.dtype.kind]), waves)

@@ -1,0 +1,286 @@
+"""Batches of crystals through the SCF: lanes of one compiled program, refilled as crystals are done.
+
+All crystals of a :class:`Solver` share plane waves and k-points; elements, lattice and coordinates differ. One crystal
+that fails leaves its lane like any other. Hartree units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from dft_bridge.planewave import fields, scf
+from dft_bridge.planewave.basis import Basis
+from dft_bridge.planewave.eigensolver import Bands
+from dft_bridge.planewave.potentials import SpeciesTables
+from dft_bridge.planewave.scf import Energy, Prepared, Problem, ScfSettings, ScfState
+
+_BAND_TOLERANCE = 5e-4
+"""Ha, residual of a band whose eigenvalue is wanted: its error is about the square of this, 0.01 meV."""
+_BAND_SWEEPS = 20
+_REFILL_SHARE = 4
+
+
+@struct.dataclass
+class Solution:
+    """What came out for one crystal, or for several with a leading axis.
+
+    Attributes:
+        converged: the SCF has converged.
+        iterations: SCF steps.
+        error: Ha, electrostatic energy of the last residual of the density.
+        minus_ts, fermi_level: Ha.
+        eigenvalues: [K, bands] Ha.
+        numbers: [K, bands] occupations.
+        extra: what the caller's ``finish`` added.
+    """
+
+    converged: Any
+    iterations: Any
+    error: Any
+    minus_ts: Any
+    fermi_level: Any
+    eigenvalues: Any
+    numbers: Any
+    extra: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Solver:
+    """The programs of one kind of crystal.
+
+    Attributes:
+        basis, tables: what all crystals share.
+        settings: static.
+        lanes: how many crystals are calculated at once.
+    """
+
+    basis: Basis
+    tables: SpeciesTables
+    settings: ScfSettings
+    lanes: int = 1
+
+    def solve(
+        self, problems: Problem, finish: Finish | None = None, extra: Any = None, progress: Progress | None = None
+    ) -> Solution:
+        """The solutions of all problems, in their order, as NumPy arrays.
+
+        Args:
+            problems: leading axis n on every array.
+            finish: what to work out from a converged crystal (:func:`energies`, :func:`derivatives`, :func:`bands_at`).
+            extra: an argument for ``finish`` (a pytree).
+            progress: called after every step with the number of crystals done and the number of lanes at work.
+        """
+        count = len(problems.species)
+        lanes = min(self.lanes, count)
+        width = max(1, lanes // _REFILL_SHARE)
+        problems = jax.tree.map(np.asarray, problems)
+        waves = scf.random_waves(self.basis, self.settings)
+        occupant = np.full(lanes, -1)
+        batch = _empty(self.basis, self.tables, self.settings, _take(problems, np.zeros(lanes, int)), waves)
+        solutions: dict[int, Solution] = {}
+        waiting = list(range(count))[::-1]
+        while True:
+            done = np.asarray(batch.state.done)
+            ready = np.flatnonzero(done & (occupant >= 0))
+            idle = np.flatnonzero(done)
+            last = len(idle) == lanes or not waiting
+            if len(ready) >= width or (last and len(ready)):
+                for rows in _chunks(ready, width):
+                    found = _finish(self.basis, self.tables, self.settings, finish, batch, _padded(rows, width), extra)
+                    found = jax.device_get(found)
+                    for i, lane in enumerate(rows):
+                        solutions[int(occupant[lane])] = _take(found, i)
+                        occupant[lane] = -1
+            free = np.flatnonzero(done & (occupant < 0))
+            if waiting and len(free) >= min(width, len(waiting)):
+                for rows in _chunks(free[: len(waiting)], width):
+                    for lane in rows:
+                        occupant[lane] = waiting.pop()
+                    rows = _padded(rows, width)
+                    batch = _fill(
+                        self.basis, self.tables, self.settings, batch, rows, _take(problems, occupant[rows]), waves
+                    )
+            if progress is not None:
+                progress(len(solutions), int((occupant >= 0).sum()))
+            if (occupant < 0).all():
+                break
+            batch = _step(self.basis, self.tables, self.settings, batch)
+        return jax.tree.map(lambda *rows: np.stack(rows), *(solutions[i] for i in range(count)))
+
+
+Finish = Callable[[Basis, SpeciesTables, ScfSettings, "Lane", Any], Any]
+"""``finish(basis, tables, settings, lane, extra)`` for one crystal: any pytree of arrays."""
+Progress = Callable[[int, int], None]
+
+
+@struct.dataclass
+class Lane:
+    """A crystal at work: its problem, potentials and state."""
+
+    problem: Problem
+    prepared: Prepared
+    state: ScfState
+
+
+def energies(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: None) -> Energy:
+    """The parts of the total energy (a ``finish``)."""
+    del extra
+    state = lane.state
+    waves = scf.final_waves(state.waves)
+    return scf.total_energy(basis, tables, settings, lane.problem, waves, state.numbers, state.minus_ts)
+
+
+@struct.dataclass
+class Derivatives:
+    """Free energy (Ha), forces [N, 3] (Ha/bohr) and stress [3, 3] (Ha/bohr^3, negative under compression)."""
+
+    free: jax.Array
+    forces: jax.Array
+    stress: jax.Array
+
+
+def derivatives(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: None) -> Derivatives:
+    """Energy, forces and stress of a converged crystal, by automatic differentiation (a ``finish``).
+
+    With k-points reduced by symmetry they still must be symmetrised: see :func:`.relaxation.symmetrise`.
+    """
+    del extra
+    problem, state = lane.problem, lane.state
+    waves = scf.final_waves(state.waves)
+
+    def energy(strain: jax.Array, frac_coords: jax.Array) -> jax.Array:
+        lattice = problem.lattice @ (jnp.eye(3) + 0.5 * (strain + strain.T))
+        moved = Problem(lattice, frac_coords, problem.species)
+        return scf.total_energy(basis, tables, settings, moved, waves, state.numbers, state.minus_ts).free
+
+    free, (by_strain, by_coords) = jax.value_and_grad(energy, argnums=(0, 1))(jnp.zeros((3, 3)), problem.frac_coords)
+    volume = jnp.abs(jnp.linalg.det(problem.lattice))
+    return Derivatives(free, -by_coords @ jnp.linalg.inv(problem.lattice).T, by_strain / volume)
+
+
+@struct.dataclass
+class ExtraBands:
+    """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, and the largest residual (Ha) of those that matter."""
+
+    eigenvalues: jax.Array
+    residual: jax.Array
+
+
+def bands_at(
+    basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: tuple[Basis, jax.Array]
+) -> ExtraBands:
+    """Bands in the converged density at the k-points of another basis (a ``finish``).
+
+    Args:
+        extra: that basis, of the same lattice and cut-off, and waves [K', bands, P'] to start from.
+    """
+    points, waves = extra
+    density = lane.prepared.density
+    potential = fields.effective_potential(points, settings.functional, density, lane.state.density)
+    prepared = scf.prepare(points, tables, settings, lane.problem).replace(density=density)
+    # The first empty band must be right too, and those above it keep it from being missed.
+    wanted = jnp.arange(waves.shape[1]) <= jnp.round(density.electrons / 2)
+
+    def worst(bands: Bands) -> jax.Array:
+        return jnp.max(jnp.where(wanted, bands.residuals, 0.0))
+
+    def improve(carry: tuple[int, Bands]) -> tuple[int, Bands]:
+        sweep, bands = carry
+        return sweep + 1, scf.solve_bands(points, tables, settings, prepared, potential, bands.waves)
+
+    waves = waves * prepared.waves.mask[:, None].astype(waves.dtype)
+    unknown = jnp.full(waves.shape[:2], jnp.inf, waves.real.dtype)
+    _, bands = jax.lax.while_loop(
+        lambda carry: (carry[0] < _BAND_SWEEPS) & (worst(carry[1]) > _BAND_TOLERANCE),
+        improve,
+        (0, Bands(unknown, waves, unknown)),
+    )
+    return ExtraBands(bands.eigenvalues.astype(density.volume.dtype), worst(bands).astype(density.volume.dtype))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _empty(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems: Problem, waves: jax.Array) -> Lane:
+    """Lanes with nothing to do."""
+
+    def lane(problem: Problem) -> Lane:
+        prepared = scf.prepare(basis, tables, settings, problem)
+        state = scf.start(basis, settings, prepared, waves)
+        return Lane(problem, prepared, state.replace(failed=jnp.ones((), bool)))
+
+    shapes = jax.eval_shape(jax.vmap(lane), problems)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return zeros.replace(state=zeros.state.replace(failed=jnp.ones_like(zeros.state.failed)))
+
+
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
+def _fill(
+    basis: Basis,
+    tables: SpeciesTables,
+    settings: ScfSettings,
+    batch: Lane,
+    rows: jax.Array,
+    problems: Problem,
+    waves: jax.Array,
+) -> Lane:
+    """The batch with new problems in the lanes ``rows``."""
+
+    def lane(problem: Problem) -> Lane:
+        prepared = scf.prepare(basis, tables, settings, problem)
+        return Lane(problem, prepared, scf.start(basis, settings, prepared, waves))
+
+    return jax.tree.map(lambda old, new: old.at[rows].set(new), batch, jax.vmap(lane)(problems))
+
+
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
+def _step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, batch: Lane) -> Lane:
+    def lane(prepared: Prepared, state: ScfState) -> ScfState:
+        return scf.step(basis, tables, settings, prepared, state)
+
+    return batch.replace(state=jax.vmap(lane)(batch.prepared, batch.state))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _finish(
+    basis: Basis,
+    tables: SpeciesTables,
+    settings: ScfSettings,
+    finish: Finish | None,
+    batch: Lane,
+    rows: jax.Array,
+    extra: Any,
+) -> Solution:
+    def one(lane: Lane) -> Solution:
+        state = lane.state
+        return Solution(
+            converged=state.converged,
+            iterations=state.iteration,
+            error=state.error,
+            minus_ts=state.minus_ts,
+            fermi_level=state.fermi_level,
+            eigenvalues=state.eigenvalues,
+            numbers=state.numbers,
+            extra=None if finish is None else finish(basis, tables, settings, lane, extra),
+        )
+
+    return jax.vmap(one)(jax.tree.map(lambda x: x[rows], batch))
+
+
+def _take(tree: Any, rows: Any) -> Any:
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def _chunks(rows: np.ndarray, width: int) -> Iterable[np.ndarray]:
+    return (rows[i : i + width] for i in range(0, len(rows), width))
+
+
+def _padded(rows: np.ndarray, width: int) -> np.ndarray:
+    """``rows`` made up to ``width`` by repeating the last."""
+    return np.concatenate([rows, np.repeat(rows[-1:], width - len(rows))])
