@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,46 @@ class FakeEngine:
         path = Path(self.log)
         lines = path.read_text().splitlines() if path.exists() else []
         return [tuple(int(z) for z in line.split()[1:]) for line in lines]
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeBatchEngine(FakeEngine):
+    """A :class:`FakeEngine` that calculates in batches, the last crystals first.
+
+    Attributes:
+        size: crystals in a batch, at most.
+        lost: how many results of each batch get lost.
+        batches_log: a file that gets one line per batch: how many crystals it has.
+    """
+
+    size: int = 4
+    lost: int = 0
+    batches_log: str = ""
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        result = super().compute(crystal, property_name)
+        return dataclasses.replace(result, details=result.details | {"worker": os.getenv("FAKE_WORKER", "")})
+
+    def compute_many(self, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
+        if self.batches_log:
+            with open(self.batches_log, "a") as log:
+                log.write(f"{len(crystals)}\n")
+        return [self.compute(crystal, property_name) for crystal in crystals][self.lost :]
+
+    def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
+        last_first = range(len(crystals))[::-1]
+        return [list(last_first[i : i + self.size]) for i in range(0, len(crystals), self.size)]
+
+    def workers(self) -> int | None:
+        return 3
+
+    def worker_environment(self, index: int) -> dict[str, str]:
+        return {"FAKE_WORKER": str(index)}
+
+    def batches(self) -> list[int]:
+        """The size of every batch so far, in order."""
+        path = Path(self.batches_log)
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
 
 
 def worker_facts() -> tuple[list[str], str, bool, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,14 +11,14 @@ import sys
 import textwrap
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeEngine, fake_value, worker_facts
+from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts
 from jax.sharding import Mesh, PartitionSpec
 
 import crystaljax
@@ -26,10 +27,11 @@ from crystaljax.evaluators import Problem
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical
 from dft_bridge import Bridge, Request, Store, open_bridge
-from dft_bridge.engines.base import EngineNotReady
+from dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady
+from dft_bridge.engines.planewave import PlanewaveEngine
 from dft_bridge.interrupts import InterruptWatch
 from dft_bridge.keys import Keys, canonical_numbers
-from dft_bridge.pool import WorkerPool
+from dft_bridge.pool import JobTimeout, WorkerDied, WorkerPool
 from dft_bridge.store import StoreError
 
 C1 = library.benchmark("C1")
@@ -458,6 +460,186 @@ def test_every_interrupt_watch_hears_ctrl_c_and_leaves_things_as_they_were():
         assert signal.set_wakeup_fd(before) == -1
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+# Batches
+
+
+@pytest.fixture
+def batched(tmp_path):
+    return FakeBatchEngine(log=str(tmp_path / "calculations"), batches_log=str(tmp_path / "batches"))
+
+
+def statuses(results):
+    return [r.status for r in results]
+
+
+def test_batches_are_those_of_the_engine_and_each_is_written_at_once(batched, path, monkeypatch):
+    slow = dataclasses.replace(batched, sleep=0.05)
+    written = []
+    with inline(slow, path) as bridge:
+        write = bridge.store.write
+        monkeypatch.setattr(bridge.store, "write", lambda records: (written.append(len(records)), write(records)))
+        requests = some(10)
+        results = bridge.evaluate(requests)
+        assert [r.value for r in results] == [fake_value(r.numbers) for r in requests], "in the order of the requests"
+        assert bridge.stats().calls == 10 and bridge.evaluate(requests) == results
+    assert isinstance(slow, BatchEngine) and not isinstance(FakeEngine(), BatchEngine)
+    assert slow.batches() == written == [4, 4, 2]
+    assert [numbers[1] for numbers in slow.calculations()] == list(range(29, 19, -1)), "in the order of the engine"
+
+
+def test_properties_are_not_mixed_in_a_batch(batched, path):
+    with inline(batched, path) as bridge:
+        results = bridge.evaluate([*some(2), *requests_of([6, 7, 8, 8, 8], property_name="density"), *some(3)])
+    assert statuses(results) == [Status.OK] * 6 and batched.batches() == [3], "one crystal needs no batch"
+
+
+def test_a_poisoned_crystal_fails_alone(batched, path):
+    poisoned = dataclasses.replace(batched, raise_element=NEON, nan_element=HYDROGEN)
+    with inline(poisoned, path) as bridge:
+        results = bridge.evaluate([*some(2), *some(1, NEON), *some(1, HYDROGEN), *some(6)])
+        assert bridge.stats().failures == {"ENGINE_ERROR": 1, "INVALID_RESULT": 1}
+    assert statuses(results[2:4]) == [Status.ENGINE_ERROR, Status.INVALID_RESULT]
+    assert "cucumber" in results[2].message
+    assert statuses(results[:2] + results[4:]) == [Status.OK] * 8
+    assert len(Store(path)) == 8, "failures too; two of the ten requests were asked for twice"
+
+
+def test_a_batch_with_the_wrong_number_of_results_fails(batched, path):
+    with inline(dataclasses.replace(batched, lost=1), path) as bridge:
+        results = bridge.evaluate(some(5))
+    assert statuses(results) == [Status.OK] + [Status.ENGINE_ERROR] * 4
+    assert "3 results for 4 crystals" in results[1].message
+
+
+def test_an_engine_must_group_every_crystal_once(batched, path, monkeypatch):
+    monkeypatch.setattr(FakeBatchEngine, "group", lambda self, crystals, property_name: [[0, 1], [1]])
+    with inline(batched, path) as bridge, pytest.raises(ValueError, match="each of 3 crystals into one group"):
+        bridge.evaluate(some(3))
+
+
+@dataclasses.dataclass
+class FailingExecutor(Executor):
+    """Runs jobs at once, but for those with neon, which fail; holds the sizes of all."""
+
+    error: Exception
+    sizes: list[int] = dataclasses.field(default_factory=list)
+
+    def submit(self, fn, /, engine, crystals, property_name):
+        self.sizes.append(len(crystals))
+        future = Future()
+        if any(NEON in crystal.numbers for crystal in crystals):
+            future.set_exception(self.error)
+        else:
+            future.set_result(fn(engine, crystals, property_name))
+        return future
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (JobTimeout("too long"), Status.TIMEOUT),
+        (WorkerDied("it died"), Status.WORKER_DIED),
+        (MemoryError("too much"), Status.ENGINE_ERROR),
+    ],
+)
+def test_a_batch_that_fails_as_a_whole_is_split(batched, path, error, status):
+    executor = FailingExecutor(error)
+    with Bridge(batched, path, executor=executor) as bridge:
+        results = bridge.evaluate([*some(6), *some(1, NEON)])
+        stats = bridge.stats()
+    assert statuses(results) == [Status.OK] * 6 + [status]
+    assert executor.sizes == [4, 3, 1, 1, 1, 1] and batched.batches() == [3]
+    assert (stats.calls, stats.failures) == (7, {status.name: 1}) and len(Store(path)) == 6
+
+
+def test_a_missing_engine_stops_a_batch_with_one_error(batched, path):
+    with inline(dataclasses.replace(batched, unready_element=NEON), path) as bridge:
+        with pytest.raises(EngineNotReady, match="vanished"):
+            bridge.evaluate([*some(1, NEON), *some(3)])
+
+
+def test_a_crystal_that_kills_its_worker_fails_alone(batched, path):
+    killing = dataclasses.replace(batched, kill_element=NEON)
+    with Bridge(killing, path, workers=2, retries=1) as bridge:
+        results = bridge.evaluate([*some(3), *some(1, NEON), *some(6)[3:]])
+    assert statuses(results) == [Status.OK] * 3 + [Status.WORKER_DIED] + [Status.OK] * 3
+    assert "died 2 times" in results[3].message and len(Store(path)) == 6
+    assert sorted(killing.batches()) == [3, 4, 4], "with its retry"
+
+
+def test_a_batch_has_the_time_of_all_its_crystals():
+    with WorkerPool(1, timeout=0.5) as pool:
+        assert pool.submit_batch(60, time.sleep, 0.6).result() is None
+
+
+def test_the_engine_chooses_the_workers_and_their_environment(batched, path):
+    with Bridge(dataclasses.replace(batched, size=1), path) as bridge:
+        results = bridge.evaluate(some(3))
+    assert sorted(r.details["worker"] for r in results) == ["0", "1", "2"]
+
+
+def test_cancel_stops_batches(batched, path):
+    hanging = dataclasses.replace(batched, hang_element=NEON, size=2)
+    with Bridge(hanging, path, workers=2) as bridge, ThreadPoolExecutor(1) as thread:
+        pending = thread.submit(bridge.evaluate, [*some(4, NEON), *some(2)])
+        wait_for(lambda: len(hanging.calculations()) == 4 and len(Store(path)) == 2)
+        start = time.monotonic()
+        bridge.cancel()
+        assert statuses(pending.result(30)) == [Status.CANCELLED] * 4 + [Status.OK] * 2
+        assert time.monotonic() - start < 10
+    assert len(Store(path)) == 2
+
+
+def planewave(**settings):
+    return PlanewaveEngine.preset("fast", band_gap_cutoff=15.0, **settings)
+
+
+def perovskites(*cations):
+    """ATiO3 with these elements A, all at one lattice parameter."""
+    sites = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    return [Crystal(3.95 * np.eye(3), sites, np.array([cation, 22, 8, 8, 8])) for cation in cations]
+
+
+def test_planewave_runs_crystals_of_one_program_in_a_row():
+    calcium, strontium, oganesson = 20, 38, 118
+    crystals = [
+        *perovskites(oganesson, calcium),
+        *(dataclasses.replace(crystal, lattice=4.2 * np.eye(3)) for crystal in perovskites(calcium)),
+        *perovskites(strontium, calcium, strontium),
+    ]
+    assert planewave().group(crystals, "band_gap") == [[2], [1], [3], [4], [5], [0]]
+    assert planewave(batch=8).group(crystals, "band_gap") == [[1, 3, 4, 5], [2], [0]]
+    assert planewave(batch=8).group(crystals[3:4] * 33, "band_gap") == [[*range(17)], [*range(17, 33)]]
+
+
+def test_planewave_workers_use_one_core_and_remember_programs(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    assert planewave().workers() is None and isinstance(planewave(), BatchEngine)
+    environment = planewave().worker_environment(1)
+    assert environment["JAX_PLATFORMS"] == "cpu"
+    assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "crystaljax" / "xla")
+    assert environment["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_cpu_multi_thread_eigen=false"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
+    assert planewave().worker_environment(0)["JAX_COMPILATION_CACHE_DIR"] == "mine"
+
+
+def test_planewave_workers_have_a_gpu_each(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environments = [planewave().worker_environment(index) for index in range(3)]
+    assert planewave().workers() == 2 and "JAX_PLATFORMS" not in environments[0]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in environments] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert planewave().worker_environment(1)["CUDA_VISIBLE_DEVICES"] == "7"
+    groups = planewave().group(perovskites(*[20] * 9), "band_gap")
+    assert groups == [[0, 1, 2, 3, 4], [5, 6, 7, 8]], "both have something to do"
+    groups = planewave(batch=1).group(perovskites(*[20] * 9), "band_gap")
+    assert [len(group) for group in groups] == [3, 3, 3]
 
 
 def test_nothing_is_started_before_it_is_needed(engine, path):

@@ -68,16 +68,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_width": 0.004,
         "shifted": True,
         "special_points": True,
-        "symmetry": "skeleton",
+        "symmetry": "crystal",
         "tolerance": 1e-7,
+        "band_tolerance": 3e-3,
         "max_scf_iterations": 60,
     },
 }
 """Settings by preset name; every key is a field of :class:`PlanewaveEngine`."""
 
 _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
-    "band_gap": ("special_points",),
-    "bulk_modulus": ("eos_volumes", "eos_range"),
+    "band_gap": ("special_points", "band_tolerance"),
+    "bulk_modulus": ("eos_volumes", "eos_same_waves", "eos_range", "modulus_at"),
     "density": ("nstep", "largest_force", "largest_stress"),
 }
 _SHARED_SETTINGS = (
@@ -94,7 +95,7 @@ _SHARED_SETTINGS = (
 _SYMMETRIES = ("crystal", "skeleton")
 _BATCHES_PER_JOB = 4  # lanes are refilled within a job
 _USUAL_BATCH = 64  # where the GPU's memory decides
-_WORKER_GROWTH = str(2 * 10**9)  # bytes by which a worker may grow before loky starts a new one: programs stay in memory
+_WORKER_GROWTH = str(2 * 10**9)  # bytes; loky ends workers that grow by more, and compiled programs stay in memory
 _CUTOFF_STEP = 5.0  # Ha; cut-offs are rounded up to a multiple, so that few programs are compiled
 
 
@@ -114,11 +115,14 @@ class PlanewaveEngine:
         special_points: look for band edges at Gamma and the zone boundary too, at no weight in the density.
         symmetry: ``crystal`` uses all symmetry an assignment of elements has (fewest k-points), ``skeleton`` the part
             that all assignments share, so that a skeleton needs one program only.
-        tolerance: Ha per atom, see :class:`~dft_bridge.planewave.scf.ScfSettings`.
+        tolerance: Ha per atom, and
+        band_tolerance: Ha, see :class:`~dft_bridge.planewave.scf.ScfSettings`.
         max_scf_iterations: SCF steps before a calculation counts as ``NOT_CONVERGED``.
         extra_bands: empty bands, as a fraction of the occupied ones (at least four).
         double: wave functions in double precision, for verification.
         eos_volumes: sampled volumes, in units of the given cell's volume.
+        eos_same_waves: every volume has the plane waves of the given one, so that E(V) has no steps; otherwise every
+            volume has the same cut-off.
         eos_range: where the minimum of the equation of state must lie, in the same unit.
         modulus_at: ``cell``: the modulus at the given cell; ``relaxed``: at the fitted minimum.
         nstep: largest number of ionic steps of the relaxation before a density.
@@ -146,10 +150,12 @@ class PlanewaveEngine:
     special_points: bool = False
     symmetry: str = "crystal"
     tolerance: float = 1e-8
+    band_tolerance: float = 1e-3
     max_scf_iterations: int = 100
     extra_bands: float = 0.1
     double: bool = False
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
+    eos_same_waves: bool = True
     eos_range: tuple[float, float] = (0.8, 1.25)
     modulus_at: str = "relaxed"
     nstep: int = 5
@@ -179,8 +185,6 @@ class PlanewaveEngine:
         check_property(property_name)
         names = [f"{property_name}_{what}" for what in ("cutoff", "kppa", "width")]
         names += [*_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
-        if property_name == "bulk_modulus":
-            names.append("modulus_at")
         settings = {name: plain(getattr(self, name)) for name in names}
         cutoff = settings[f"{property_name}_cutoff"]
         if isinstance(cutoff, str):
@@ -326,13 +330,15 @@ class PlanewaveEngine:
             functional=self.functional,
             width=width,
             tolerance=self.tolerance,
+            band_tolerance=self.band_tolerance,
             max_iterations=self.max_scf_iterations,
             double=self.double,
             bands_per_fft=1 if _on_cpu() else bands,
         )
         mesh = kppa_mesh(crystal.lattice, len(symbols), getattr(self, f"{property_name}_kppa"))
         shift = tuple(int(self.shifted and n > 1) for n in mesh)
-        stretch = max(self.eos_volumes) ** (1 / 3) if property_name == "bulk_modulus" else 1.0
+        constant_cutoff = property_name == "bulk_modulus" and not self.eos_same_waves
+        stretch = max(self.eos_volumes) ** (1 / 3) if constant_cutoff else 1.0
         colours = range(len(symbols)) if self.symmetry == "skeleton" else map(sorted(set(symbols)).index, symbols)
         return Kind(
             lattice=tuple(map(tuple, np.asarray(crystal.lattice, float).tolist())),

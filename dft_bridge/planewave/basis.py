@@ -24,6 +24,7 @@ The products of potential and wave functions that are folded back in the smaller
 density and exchange-correlation always use the full box.
 """
 _SLACK = 1 + 1e-9
+_LARGEST_GROUP = 48
 
 
 @struct.dataclass
@@ -217,7 +218,9 @@ def _images(half: np.ndarray, symmetry: Symmetry) -> tuple[np.ndarray, np.ndarra
     table = np.full(math.prod(shape), -1, np.int64)
     table[_positions(half, shape)] = np.arange(len(half))
     images, signs, phases = [], [], []
-    for rotation, translation in zip(symmetry.rotations, symmetry.translations, strict=True):
+    # Written as often as makes up the largest group: an average does not change, and neither does a program's shape.
+    repeats = _LARGEST_GROUP // len(symmetry) if len(symmetry) > 1 and _LARGEST_GROUP % len(symmetry) == 0 else 1
+    for rotation, translation in list(zip(symmetry.rotations, symmetry.translations, strict=True)) * repeats:
         sources = half @ np.rint(np.linalg.inv(rotation)).astype(int)
         direct = table[_positions(sources, shape)]
         sign = np.where(direct >= 0, 1, -1)

@@ -41,6 +41,8 @@ class ScfSettings:
         functional: ``PBE`` or ``LDA``.
         width: Ha, Gaussian smearing; 0 for fixed occupations.
         tolerance: Ha per atom, electrostatic energy of the density's residual below which the SCF has converged.
+        band_tolerance: Ha, residual of the bands at special points; their error is about its square over the distance
+            to the next band.
         max_iterations: SCF steps before a crystal is given up.
         mixing: share of the residual that is mixed in.
         history: how many densities are mixed.
@@ -54,8 +56,9 @@ class ScfSettings:
     functional: str = "PBE"
     width: float = 0.0
     tolerance: float = 1e-8
+    band_tolerance: float = 1e-3
     max_iterations: int = 60
-    mixing: float = 0.7
+    mixing: float = 0.4
     history: int = 7
     expansions: int = 2
     warm_up: int = 3

@@ -22,8 +22,6 @@ from dft_bridge.planewave.eigensolver import Bands
 from dft_bridge.planewave.potentials import SpeciesTables
 from dft_bridge.planewave.scf import Energy, Prepared, Problem, ScfSettings, ScfState
 
-_BAND_TOLERANCE = 5e-4
-"""Ha, residual of a band whose eigenvalue is wanted: its error is about the square of this, 0.01 meV."""
 _BAND_SWEEPS = 20
 _REFILL_SHARE = 4
 
@@ -199,7 +197,7 @@ def bands_at(
     waves = waves * prepared.waves.mask[:, None].astype(waves.dtype)
     unknown = jnp.full(waves.shape[:2], jnp.inf, waves.real.dtype)
     _, bands = jax.lax.while_loop(
-        lambda carry: (carry[0] < _BAND_SWEEPS) & (worst(carry[1]) > _BAND_TOLERANCE),
+        lambda carry: (carry[0] < _BAND_SWEEPS) & (worst(carry[1]) > settings.band_tolerance),
         improve,
         (0, Bands(unknown, waves, unknown)),
     )
