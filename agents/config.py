@@ -35,7 +35,7 @@ class RunConfig:
             :class:`agents.ppo.PPOConfig`.
         checkpoint_every: updates between two checkpoints.
         store: folder or file of the results store; ``None`` for the engine's default.
-        workers: processes that calculate; ``None`` for one per core.
+        workers: processes that calculate; ``None`` for one per GPU that the engine can use, else one per core.
     """
 
     task: str = ""
@@ -43,7 +43,7 @@ class RunConfig:
     property: str = ""
     agent: str = "ppo"
     network: str = "transformer"
-    engine: str = "gpaw"
+    engine: str = "planewave"
     preset: str = "fast"
     vocabulary: str = "small"
     mode: str = ""

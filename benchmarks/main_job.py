@@ -28,7 +28,7 @@ from dft_bridge import open_bridge
 
 MAIN_JOB = RunConfig(
     task="BandGap-PerovskiteABX3-v0",
-    engine="gpaw",
+    engine="planewave",
     preset="fast",
     episodes=2400,
     steps=3,

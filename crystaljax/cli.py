@@ -36,6 +36,8 @@ EXAMPLES = """examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    # A GPU's memory is for the policy and for the DFT worker, which is another process.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     given = vars(_parser().parse_args(arguments))
     command, traceback = given.pop("command"), given.pop("traceback")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -126,9 +128,9 @@ def _add_train(commands: Any) -> None:
 
     how = train.add_argument_group("where rewards come from")
     add(how, "--engine", "DFT engine (see `crystaljax doctor`), or unrelaxed-density: no DFT, density tasks only")
-    add(how, "--preset", "settings of the engine: fast, standard ...")
+    add(how, "--preset", "settings of the engine: fast, crystalgym, standard ...")
     add(how, "--store", "file of the results store, shared by all runs", metavar="FILE")
-    add(how, "--workers", "calculations at a time (default: one per core)", type=int)
+    add(how, "--workers", "processes that calculate (default: one per GPU, else one per core)", type=int)
 
     run = train.add_argument_group("the run")
     add(run, "--run", "folder of the run (default: runs/TASK-AGENT-ENGINE-SEED)", metavar="DIR")
@@ -170,7 +172,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--engine", help="another engine than the run's")
     evaluate.add_argument("--preset", help="other settings of the engine than the run's")
     evaluate.add_argument("--store", metavar="FILE", help="another results store than the run's")
-    evaluate.add_argument("--workers", type=int, help="calculations at a time (default: the run's)")
+    evaluate.add_argument("--workers", type=int, help="processes that calculate (default: the run's)")
     evaluate.set_defaults(command=_evaluate)
 
 

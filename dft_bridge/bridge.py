@@ -121,12 +121,12 @@ class Bridge:
                 waits for ever.
         """
         self.engine = engine
-        environment = None
+        environment = start = None
         if isinstance(engine, BatchEngine) and executor is None:
             workers = engine.workers() if workers is None else workers
-            environment = engine.worker_environment
+            environment, start = engine.worker_environment, engine.start_worker
         self.store = store if isinstance(store, Store) else Store(store)
-        self._pool = None if executor is not None else WorkerPool(workers, retries, timeout, environment)
+        self._pool = None if executor is not None else WorkerPool(workers, retries, timeout, environment, start)
         self._executor: Executor = executor if executor is not None else self._pool
         self._preset = preset
         self._lock = threading.Lock()

@@ -11,7 +11,7 @@ from dft_bridge.store import Store
 
 
 def open_bridge(
-    engine: str = "gpaw",
+    engine: str = "planewave",
     preset: str = "fast",
     store: Store | str | os.PathLike[str] | None = None,
     workers: int | None = None,
@@ -25,7 +25,7 @@ def open_bridge(
         engine: name of the engine, see :mod:`dft_bridge.engines.registry`.
         preset: name of its settings.
         store: where results are kept, by default :func:`dft_bridge.store.default_path`.
-        workers: worker processes, by default one per CPU core.
+        workers: worker processes, by default one per GPU that the engine can use, else one per CPU core.
         timeout: wall-clock seconds after which a calculation is stopped.
         settings: single settings of the engine that replace those of the preset.
 
@@ -42,6 +42,11 @@ def gpaw() -> Bridge:
     return open_bridge("gpaw")
 
 
+def planewave() -> Bridge:
+    """The evaluator named ``planewave``: its ``fast`` preset on the default store. Workers end with the program."""
+    return open_bridge("planewave")
+
+
 def default() -> Bridge:
     """The evaluator used when none is named."""
-    return gpaw()
+    return planewave()

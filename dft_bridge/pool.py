@@ -105,7 +105,7 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def _start_worker(parent: int) -> None:
+def _start_worker(parent: int, start: Callable[[], None] | None) -> None:
     """Runs first in every worker: a process group of its own, which ends with the parent.
 
     A Ctrl-C in the terminal reaches the main process only, which decides what becomes of the calculations. A process
@@ -122,6 +122,8 @@ def _start_worker(parent: int) -> None:
 
     if hasattr(os, "killpg"):
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    if start is not None:
+        start()
 
 
 class _JobFuture(Future):
@@ -163,6 +165,7 @@ class WorkerPool(Executor):
         retries: int = 2,
         timeout: float | None = None,
         environment: Callable[[int], Mapping[str, str]] | None = None,
+        start: Callable[[], None] | None = None,
     ):
         """A pool of ``workers`` processes.
 
@@ -171,6 +174,7 @@ class WorkerPool(Executor):
             retries: how often a job is run again after its worker died, before it fails with :class:`WorkerDied`.
             timeout: wall-clock seconds after which a job is killed and fails with :class:`JobTimeout`.
             environment: variables of the worker with the given index, besides :data:`ONE_THREAD`.
+            start: called in every worker before its first job; must be picklable.
         """
         count = loky.cpu_count() if workers is None else workers
         if count < 1:
@@ -180,6 +184,7 @@ class WorkerPool(Executor):
         self._queue: deque[_Job] = deque()
         self._slots = [_Slot(index) for index in range(count)]
         self._environment = environment or (lambda index: {})
+        self._start_worker = start
         self._closed = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
@@ -255,7 +260,8 @@ class WorkerPool(Executor):
 
     def _new_executor(self, slot: _Slot) -> loky.ProcessPoolExecutor:
         env = {**ONE_THREAD, **self._environment(slot.index)}
-        return loky.ProcessPoolExecutor(1, initializer=_start_worker, initargs=(os.getpid(),), env=env)
+        start = os.getpid(), self._start_worker
+        return loky.ProcessPoolExecutor(1, initializer=_start_worker, initargs=start, env=env)
 
     def _finished(self, slot: _Slot, job: _Job, inner: Future) -> None:
         if job.timer is not None:

@@ -111,7 +111,8 @@ class FakeBatchEngine(FakeEngine):
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         result = super().compute(crystal, property_name)
-        return dataclasses.replace(result, details=result.details | {"worker": os.getenv("FAKE_WORKER", "")})
+        worker = {"worker": os.getenv("FAKE_WORKER", ""), "starts": os.getenv("FAKE_STARTS", "")}
+        return dataclasses.replace(result, details=result.details | worker)
 
     def compute_many(self, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
         if self.batches_log:
@@ -129,6 +130,9 @@ class FakeBatchEngine(FakeEngine):
     def worker_environment(self, index: int) -> dict[str, str]:
         return {"FAKE_WORKER": str(index)}
 
+    def start_worker(self) -> None:
+        os.environ["FAKE_STARTS"] = f"{os.getenv('FAKE_STARTS', '')}+"
+
     def batches(self) -> list[int]:
         """The size of every batch so far, in order."""
         path = Path(self.batches_log)
@@ -141,3 +145,12 @@ def worker_facts() -> tuple[list[str], str, bool, bool]:
 
     heavy = [name for name in ("jax", "flax", "gymnax", "pytest") if name in sys.modules]
     return heavy, os.environ["OMP_NUM_THREADS"], os.getpgid(0) == os.getpid()
+
+
+def xla_threads() -> tuple[set[int], int]:
+    """The cores this process may run on, and the width of XLA's thread pool in it."""
+    import jax
+
+    jax.numpy.ones(3).block_until_ready()
+    names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
+    return os.sched_getaffinity(0), sum("XLAEigen" in name for name in names)

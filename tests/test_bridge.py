@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts
+from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts, xla_threads
 from jax.sharding import Mesh, PartitionSpec
 
 import crystaljax
@@ -287,9 +287,9 @@ def test_failures_are_results_with_a_reason(engine, path):
 
 def test_engines_are_evaluators_by_name(monkeypatch, path):
     monkeypatch.setenv("CRYSTALJAX_STORE", str(path))
-    for name in ("gpaw", None):
+    for name in ("planewave", None):
         with evaluators.evaluator(name) as bridge:
-            assert isinstance(bridge, Bridge) and bridge.engine.name == "gpaw" and bridge.store.path == path
+            assert isinstance(bridge, Bridge) and bridge.engine.name == "planewave" and bridge.store.path == path
     with pytest.raises(ValueError, match="gpaw"):
         open_bridge("no such engine")
     assert not path.exists(), "naming an engine opens nothing"
@@ -578,6 +578,7 @@ def test_the_engine_chooses_the_workers_and_their_environment(batched, path):
     with Bridge(dataclasses.replace(batched, size=1), path) as bridge:
         results = bridge.evaluate(some(3))
     assert sorted(r.details["worker"] for r in results) == ["0", "1", "2"]
+    assert [r.details["starts"] for r in results] == ["+"] * 3
 
 
 def test_cancel_stops_batches(batched, path):
@@ -602,27 +603,28 @@ def perovskites(*cations):
     return [Crystal(3.95 * np.eye(3), sites, np.array([cation, 22, 8, 8, 8])) for cation in cations]
 
 
-def test_planewave_runs_crystals_of_one_program_in_a_row():
+def test_planewave_runs_crystals_of_different_programs_first():
     calcium, strontium, oganesson = 20, 38, 118
     crystals = [
         *perovskites(oganesson, calcium),
         *(dataclasses.replace(crystal, lattice=4.2 * np.eye(3)) for crystal in perovskites(calcium)),
         *perovskites(strontium, calcium, strontium),
     ]
-    assert planewave().group(crystals, "band_gap") == [[2], [1], [3], [4], [5], [0]]
+    assert planewave().group(crystals, "band_gap") == [[2], [1], [0], [3], [4], [5]]
     assert planewave(batch=8).group(crystals, "band_gap") == [[1, 3, 4, 5], [2], [0]]
     assert planewave(batch=8).group(crystals[3:4] * 33, "band_gap") == [[*range(17)], [*range(17, 33)]]
 
 
 def test_planewave_workers_use_one_core_and_remember_programs(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     assert planewave().workers() is None and isinstance(planewave(), BatchEngine)
     environment = planewave().worker_environment(1)
     assert environment["JAX_PLATFORMS"] == "cpu"
     assert environment["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "crystaljax" / "xla")
-    assert environment["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_cpu_multi_thread_eigen=false"
+    with WorkerPool(1, environment=planewave().worker_environment, start=planewave().start_worker) as pool:
+        cores, width = pool.submit(xla_threads).result()
+    assert cores == os.sched_getaffinity(0) and width <= 1
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "mine")
     assert planewave().worker_environment(0)["JAX_COMPILATION_CACHE_DIR"] == "mine"
 

@@ -97,3 +97,6 @@ class BatchEngine(Engine, Protocol):
 
     def worker_environment(self, index: int) -> dict[str, str]:
         """Environment variables of the worker process with this index, besides those of the main process."""
+
+    def start_worker(self) -> None:
+        """Called once in every worker process, before its first calculation."""

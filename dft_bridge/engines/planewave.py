@@ -70,7 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "special_points": True,
         "symmetry": "crystal",
         "tolerance": 1e-7,
-        "band_tolerance": 3e-3,
+        "band_tolerance": 1e-2,
         "max_scf_iterations": 60,
     },
 }
@@ -260,7 +260,10 @@ class PlanewaveEngine:
         return [results[i] for i in range(len(crystals))]
 
     def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
-        """Jobs: one crystal each on a CPU, those of one kind in a row, or several batches of one kind."""
+        """Jobs: one crystal each on a CPU, else several batches of one kind.
+
+        First jobs of different kinds, so that workers compile different programs, and later load those of the others.
+        """
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, crystal in enumerate(crystals):
             try:
@@ -275,8 +278,8 @@ class PlanewaveEngine:
         jobs = []
         for kind, members in groups.items():
             parts = np.array_split(members, -(-len(members) // largest))
-            jobs += [(_cost(kind) * len(part), part.tolist()) for part in parts]
-        return [job for _, job in sorted(jobs, key=lambda pair: -pair[0])]
+            jobs += [(i, -_cost(kind) * len(part), part.tolist()) for i, part in enumerate(parts)]
+        return [job for *_, job in sorted(jobs)]
 
     def workers(self) -> int | None:
         """One worker per GPU; ``None``, which means one per core, where there is none."""
@@ -296,12 +299,23 @@ class PlanewaveEngine:
         environment = {name: given.get(name) or value for name, value in defaults.items()}
         count = self.workers()
         if count is None:
-            flags = f"{given.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-            return environment | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+            return environment | {"JAX_PLATFORMS": "cpu"}
         visible = given.get("CUDA_VISIBLE_DEVICES")
         gpus = visible.split(",") if visible else [str(i) for i in range(count)]
         gpu = gpus[index % len(gpus)]
         return environment | {"CUDA_VISIBLE_DEVICES": gpu, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
+    def start_worker(self) -> None:
+        """Start JAX as if there were one CPU core: a thread pool as wide as the machine only slows a worker down."""
+        import jax
+
+        if os.getenv("JAX_PLATFORMS") != "cpu" or not hasattr(os, "sched_setaffinity"):
+            return
+        cores = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(cores)})
+        jax.devices()  # the width of XLA's thread pool is settled here
+        for thread in os.listdir("/proc/self/task"):
+            os.sched_setaffinity(int(thread), cores)
 
     def kinds(
         self, crystals: Sequence[Crystal], property_name: str, refused: dict[int, Result] | None = None

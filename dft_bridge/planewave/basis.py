@@ -191,6 +191,26 @@ def _sphere(reciprocal: np.ndarray, cutoff: float, k: np.ndarray) -> np.ndarray:
     return millers[order[energies[order] <= cutoff]]
 
 
+def nearest_waves(mesh: Basis, points: Basis) -> tuple[np.ndarray, np.ndarray]:
+    """Where the waves of ``points`` are found in ``mesh``, each k-point's among those of the nearest one there.
+
+    Returns:
+        int32 [K'] k-points of ``mesh``, and int32 [K', P'] plane waves there: with the same wave vector but for the
+        distance between the k-points; ``mesh.n_waves`` for none.
+    """
+    distances = np.asarray(points.kpoints)[:, None] - np.asarray(mesh.kpoints)
+    umklapp = np.rint(distances).astype(int)
+    nearest = np.linalg.norm(distances - umklapp, axis=-1).argmin(axis=1)
+    millers, valid = np.asarray(mesh.millers), np.asarray(mesh.valid)
+    sought = np.asarray(points.millers) + umklapp[np.arange(len(nearest)), nearest][:, None]
+    shape = tuple(2 * np.maximum(np.abs(sought).max(axis=(0, 1)), np.abs(millers).max(axis=(0, 1))) + 1)
+    found = []
+    for k, wanted in zip(nearest, sought, strict=True):
+        table = _gather_map(millers[k], shape, mesh.n_waves, valid[k])
+        found.append(table[_positions(wanted, shape)])
+    return nearest.astype(np.int32), np.array(found, np.int32)
+
+
 def _positions(millers: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Row-major position in an FFT box of each triple [..., 3]."""
     wrapped = np.mod(millers[..., :2], shape[:2])

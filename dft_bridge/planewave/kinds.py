@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from ase.units import Bohr
 
-from dft_bridge.planewave.basis import Basis, make_basis
+from dft_bridge.planewave.basis import Basis, make_basis, nearest_waves
 from dft_bridge.planewave.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points, special_points
 from dft_bridge.planewave.potentials import SpeciesTables, channels_for, species_tables
 from dft_bridge.planewave.pseudopotentials import PseudoSet
 from dft_bridge.planewave.scf import Problem, ScfSettings
-from dft_bridge.planewave.solver import Solver
+from dft_bridge.planewave.solver import ExtraPoints, Solver
 
 _BAND_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of bands that programs are compiled for."""
@@ -120,11 +120,12 @@ class Workbench:
             lanes = lanes_for(basis, tables, kind.settings, len(kind.frac_coords), memory)
         return Solver(basis, tables, kind.settings, lanes)
 
-    def _special(self, kind: Kind) -> Basis:
-        """Plane waves at the special points that the mesh of a kind lacks; their weights mean nothing."""
+    def _special(self, kind: Kind) -> ExtraPoints:
+        """Plane waves at the special points of a kind; their weights mean nothing."""
         symmetry = kind.symmetry
         points, weights = reduce_points(special_points(), symmetry)
-        return make_basis(np.array(kind.lattice) / Bohr, kind.cutoff, points, weights, symmetry, kind.stretch)
+        basis = make_basis(np.array(kind.lattice) / Bohr, kind.cutoff, points, weights, symmetry, kind.stretch)
+        return ExtraPoints(basis, *nearest_waves(self.solver(kind).basis, basis))
 
     def problems(self, kind: Kind, symbols: Sequence[Sequence[str]], scales: Sequence[float] = (1.0,)) -> Problem:
         """Every crystal ([N] symbols) at every volume (relative to the kind's), crystals first."""

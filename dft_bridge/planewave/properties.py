@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
 
-from dft_bridge.planewave import scf
 from dft_bridge.planewave.kinds import Kind, Workbench
 from dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from dft_bridge.planewave.solver import Progress, Solution, bands_at, derivatives, energies
@@ -110,9 +109,7 @@ def band_edges(
     solver = bench.solver(kind)
     problems = bench.problems(kind, symbols)
     if special:
-        points = bench.special(kind)
-        waves = scf.random_waves(points, kind.settings)
-        found = solver.solve(problems, bands_at, (points, waves), progress)
+        found = solver.solve(problems, bands_at, bench.special(kind), progress)
     else:
         found = solver.solve(problems, progress=progress)
     edges = []

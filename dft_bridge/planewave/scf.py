@@ -8,6 +8,7 @@ level and energies always in double. Hartree units.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -235,8 +236,15 @@ def solve_bands(
     prepared: Prepared,
     potential: jax.Array,
     waves: jax.Array,
+    repeat: Callable[[Callable[[jax.Array], Bands], jax.Array], Bands] = lambda improve, waves: improve(waves),
 ) -> Bands:
-    """One Davidson call at every k-point in a potential on the wave box; :class:`Bands` with a leading axis [K]."""
+    """Bands at every k-point in a potential on the wave box; :class:`Bands` with a leading axis [K].
+
+    Args:
+        waves: complex [K, bands, P] to start from.
+        repeat: given one Davidson call on waves [bands, P], and waves: calls it as often as is needed, once if not
+            given.
+    """
     strengths = projector_energies(prepared.density.energies, tables.channels)
 
     def at(kpoint: tuple[WavePotential, jax.Array, jax.Array, jax.Array]) -> Bands:
@@ -244,7 +252,7 @@ def solve_bands(
         h: Hamiltonian = hamiltonian(
             basis, acting, tables.channels, strengths, potential, to_box, from_box, settings.bands_per_fft
         )
-        return davidson(h, h.kinetic, old, settings.expansions)
+        return repeat(lambda waves: davidson(h, h.kinetic, waves, settings.expansions), old)
 
     return jax.lax.map(at, (prepared.waves, basis.to_wave_box, basis.from_wave_box, waves))
 

@@ -77,7 +77,7 @@ class Solver:
             progress: called after every step with the number of crystals done and the number of lanes at work.
         """
         count = len(problems.species)
-        lanes = min(self.lanes, count)
+        lanes = min(self.lanes, 1 << (count - 1).bit_length())  # few shapes, so few programs
         width = max(1, lanes // _REFILL_SHARE)
         problems = jax.tree.map(np.asarray, problems)
         waves = scf.random_waves(self.basis, self.settings)
@@ -165,6 +165,15 @@ def derivatives(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane
 
 
 @struct.dataclass
+class ExtraPoints:
+    """K-points outside the mesh, and where their plane waves are in the mesh: :func:`.basis.nearest_waves`."""
+
+    basis: Basis
+    nearest: jax.Array
+    waves: jax.Array
+
+
+@struct.dataclass
 class ExtraBands:
     """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, and the largest residual (Ha) of those that matter."""
 
@@ -172,35 +181,29 @@ class ExtraBands:
     residual: jax.Array
 
 
-def bands_at(
-    basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: tuple[Basis, jax.Array]
-) -> ExtraBands:
-    """Bands in the converged density at the k-points of another basis (a ``finish``).
-
-    Args:
-        extra: that basis, of the same lattice and cut-off, and waves [K', bands, P'] to start from.
-    """
-    points, waves = extra
+def bands_at(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: ExtraPoints) -> ExtraBands:
+    """Bands in the converged density at other k-points, from the waves at the nearest point of the mesh."""
+    points = extra.basis
     density = lane.prepared.density
     potential = fields.effective_potential(points, settings.functional, density, lane.state.density)
     prepared = scf.prepare(points, tables, settings, lane.problem).replace(density=density)
     # The first empty band must be right too, and those above it keep it from being missed.
-    wanted = jnp.arange(waves.shape[1]) <= jnp.round(density.electrons / 2)
+    wanted = jnp.arange(settings.bands) <= jnp.round(density.electrons / 2)
 
     def worst(bands: Bands) -> jax.Array:
         return jnp.max(jnp.where(wanted, bands.residuals, 0.0))
 
-    def improve(carry: tuple[int, Bands]) -> tuple[int, Bands]:
-        sweep, bands = carry
-        return sweep + 1, scf.solve_bands(points, tables, settings, prepared, potential, bands.waves)
+    def converge(improve: Callable[[jax.Array], Bands], waves: jax.Array) -> Bands:
+        unknown = jnp.full(waves.shape[:1], jnp.inf, settings.real_type)
+        return jax.lax.while_loop(
+            lambda carry: (carry[0] < _BAND_SWEEPS) & (worst(carry[1]) > settings.band_tolerance),
+            lambda carry: (carry[0] + 1, improve(carry[1].waves)),
+            (0, Bands(unknown, waves, unknown)),
+        )[1]
 
-    waves = waves * prepared.waves.mask[:, None].astype(waves.dtype)
-    unknown = jnp.full(waves.shape[:2], jnp.inf, waves.real.dtype)
-    _, bands = jax.lax.while_loop(
-        lambda carry: (carry[0] < _BAND_SWEEPS) & (worst(carry[1]) > settings.band_tolerance),
-        improve,
-        (0, Bands(unknown, waves, unknown)),
-    )
+    start = jax.vmap(lambda k, columns: jnp.pad(lane.state.waves[k], ((0, 0), (0, 1)))[:, columns])
+    waves = start(extra.nearest, extra.waves) * prepared.waves.mask[:, None].astype(settings.real_type)
+    bands = scf.solve_bands(points, tables, settings, prepared, potential, waves, converge)
     return ExtraBands(bands.eigenvalues.astype(density.volume.dtype), worst(bands).astype(density.volume.dtype))
 
 
