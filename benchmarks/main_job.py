@@ -91,10 +91,10 @@ def summary(curve: Curve, budget: int, target: float) -> dict[str, float]:
     }
 
 
-def run(agent: str, seed: int, folder: Path, store: Path | None, episodes: int) -> Curve:
+def run(agent: str, engine: str, seed: int, folder: Path, store: Path | None, episodes: int) -> Curve:
     """Train (or go on training) and read the curve."""
-    config = dataclasses.replace(MAIN_JOB, agent=agent, seed=seed, episodes=episodes)
-    target = folder / f"{agent}-{episodes}-{seed}"
+    config = dataclasses.replace(MAIN_JOB, agent=agent, engine=engine, seed=seed, episodes=episodes)
+    target = folder / f"{agent}-{engine}-{episodes}-{seed}"
     start = time.perf_counter()
     with open_bridge(config.engine, config.preset, store=store) as bridge:
         train(config, bridge, target, resume=(target / "config.json").exists())
@@ -105,6 +105,7 @@ def run(agent: str, seed: int, folder: Path, store: Path | None, episodes: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", default=MAIN_JOB.engine, help="DFT engine")
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 20, 30])
     parser.add_argument("--episodes", type=int, default=MAIN_JOB.episodes, help="of PPO")
     parser.add_argument("--random-episodes", type=int, default=640)
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="results store (default: the user's)")
     arguments = parser.parse_args()
     curves = {
-        (agent, seed): run(agent, seed, arguments.folder, arguments.store, episodes)
+        (agent, seed): run(agent, arguments.engine, seed, arguments.folder, arguments.store, episodes)
         for seed in arguments.seeds
         for agent, episodes in (("ppo", arguments.episodes), ("random", arguments.random_episodes))
     }
@@ -129,6 +130,7 @@ def main() -> None:
     print(
         json.dumps(
             {
+                "engine": arguments.engine,
                 "budget": budget,
                 "seeds": arguments.seeds,
                 **{agent: {name: mean(agent, name) for name in columns} for agent in ("ppo", "random")},

@@ -84,6 +84,8 @@ class PwxJob:
         nosym: use the k-points as they are and no symmetry at all (``nosym`` and ``noinv`` of ``pw.x``).
         full_accuracy: converge the empty bands as far as the occupied ones (``diago_full_acc``). ``pw.x`` itself stops
             at 1e-5 Ry for them, which costs less and is too coarse to compare gaps below 1e-3 eV.
+        convergence: estimated error of the energy at which the SCF stops, Ry per cell.
+        derivatives: calculate forces (``stress`` says whether the stress too).
     """
 
     lattice: np.ndarray
@@ -100,6 +102,8 @@ class PwxJob:
     stress: bool = True
     nosym: bool = False
     full_accuracy: bool = True
+    convergence: float = 1e-10
+    derivatives: bool = True
 
     def __post_init__(self) -> None:
         if self.occupations not in ("fixed", "gaussian"):
@@ -136,7 +140,7 @@ class PwxResult:
         electrons: valence electrons per cell.
         stress: float [3, 3] in GPa with the sign of ``pw.x``: positive on the diagonal when the cell wants to expand,
             so the pressure is a third of the trace (ASE's stress is minus this). None if not asked for.
-        forces: float [N, 3], eV/Å.
+        forces: float [N, 3], eV/Å. None if not asked for.
         fermi: Fermi energy, eV; None with fixed occupations.
         homo, lumo: highest occupied and lowest empty level over the k-points in eV, by counting two electrons a band;
             None if the number of electrons is odd or there is no empty band.
@@ -163,7 +167,7 @@ class PwxResult:
     occupations: np.ndarray
     electrons: float
     stress: np.ndarray | None
-    forces: np.ndarray
+    forces: np.ndarray | None
     fermi: float | None
     homo: float | None
     lumo: float | None
@@ -258,7 +262,7 @@ def input_text(job: PwxJob) -> str:
         "disk_io": "low",  # 'nowf' and 'none' write no XML
         "verbosity": "high",
         "tstress": job.stress or relaxes,
-        "tprnfor": True,
+        "tprnfor": job.derivatives,
     }
     if relaxes:
         control |= {"nstep": 100, "etot_conv_thr": 1e-7, "forc_conv_thr": 1e-5}
@@ -280,7 +284,7 @@ def input_text(job: PwxJob) -> str:
         "CONTROL": control,
         "SYSTEM": system,
         "ELECTRONS": {
-            "conv_thr": 1e-10,
+            "conv_thr": job.convergence,
             "mixing_beta": 0.7,
             "diagonalization": "david",
             "diago_full_acc": job.full_accuracy,
@@ -411,7 +415,7 @@ def _parse(job: PwxJob, root: ElementTree.Element, output: str, cpu_seconds: flo
     if round(count) % 2 == 0 and filled < eigenvalues.shape[1]:
         homo, lumo = float(eigenvalues[:, filled - 1].max()), float(eigenvalues[:, filled].min())
     smeared = job.occupations == "gaussian"
-    stress = out.find("stress")
+    stress, forces = out.find("stress"), out.find("forces")
     grid = out.find("basis_set/fft_grid")
     steps = root.findall("step")
     before = None
@@ -432,7 +436,7 @@ def _parse(job: PwxJob, root: ElementTree.Element, output: str, cpu_seconds: flo
         occupations=np.array([_numbers(level.find("occupations")) for level in levels]),
         electrons=count,
         stress=None if stress is None else np.array(_numbers(stress)).reshape(3, 3) * _PRESSURE,
-        forces=np.array(_numbers(out.find("forces"))).reshape(-1, 3) * (Hartree / Bohr),
+        forces=None if forces is None else np.array(_numbers(forces)).reshape(-1, 3) * (Hartree / Bohr),
         fermi=float(bands.findtext("fermi_energy")) * Hartree if smeared else None,
         homo=homo,
         lumo=lumo,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import math
 import os
 import time
@@ -30,6 +31,8 @@ from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, Pse
 if TYPE_CHECKING:
     from dft_bridge.planewave.kinds import Kind, Workbench
     from dft_bridge.planewave.properties import BandEdges, Outcome, RelaxedCell, Volumes
+
+logger = logging.getLogger(__name__)
 
 METHOD_VERSION = 1
 """Raised when the code of the engine changes a number that the settings do not show."""
@@ -96,6 +99,7 @@ _SYMMETRIES = ("crystal", "skeleton")
 _BATCHES_PER_JOB = 4  # lanes are refilled within a job
 _USUAL_BATCH = 64  # where the GPU's memory decides
 _WORKER_GROWTH = str(2 * 10**9)  # bytes; loky ends workers that grow by more, and compiled programs stay in memory
+_PROGRESS_SECONDS = 10.0
 _CUTOFF_STEP = 5.0  # Ha; cut-offs are rounded up to a multiple, so that few programs are compiled
 
 
@@ -392,14 +396,16 @@ class PlanewaveEngine:
 
         bench = _workbench(self.pseudopotentials, self.batch)
         symbols = [symbols_of(crystal) for crystal in crystals]
+        progress = _Progress(property_name, kind)
         if property_name == "band_gap":
-            found = properties.band_edges(bench, kind, symbols, self.special_points)
+            found = properties.band_edges(bench, kind, symbols, self.special_points, progress)
             finish = self._gap
         elif property_name == "bulk_modulus":
-            found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes)
+            found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes, progress)
             finish = self._modulus
         else:
-            found = properties.relax(bench, kind, symbols, self.nstep, self.largest_force, self.largest_stress)
+            bounds = self.nstep, self.largest_force, self.largest_stress
+            found = properties.relax(bench, kind, symbols, *bounds, progress)
             finish = self._density
         results = []
         for names, outcome in zip(symbols, found, strict=True):
@@ -485,6 +491,19 @@ def _on_cpu() -> bool:
     import jax
 
     return jax.default_backend() != "gpu"
+
+
+class _Progress:
+    """Logs how far a batch is, now and then."""
+
+    def __init__(self, property_name: str, kind: Kind):
+        self._what = f"{property_name}, {len(kind.frac_coords)} sites, {kind.cutoff:g} Ha"
+        self._last = time.monotonic()
+
+    def __call__(self, done: int, at_work: int) -> None:
+        if time.monotonic() - self._last >= _PROGRESS_SECONDS:
+            self._last = time.monotonic()
+            logger.info("%s: %d SCFs done, %d at work", self._what, done, at_work)
 
 
 def _cost(kind: Kind | int) -> float:
