@@ -96,15 +96,8 @@ def timed_pwx(job: PwxJob) -> float:
 def alone(name: str, batch: int, repeats: int) -> dict:
     """:func:`our_runs` in a process on one core, whose peak memory is that of this case."""
     command = [sys.executable, __file__, "--one", name, "--batches", str(batch), "--repeats", str(repeats)]
-    core = {min(os.sched_getaffinity(0))}
-    done = subprocess.run(
-        command,
-        env={**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, core),
-    )
+    environment = {**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -255,13 +248,14 @@ def main() -> None:
     parser.add_argument("--names", nargs="*", default=list(CASES))
     parser.add_argument("--batches", nargs="*", type=int)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu" if jax.default_backend() == "gpu" else "cpu")
+    parser.add_argument("--device", choices=("cpu", "gpu"), help="default: gpu if JAX finds one")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # pw.x inherits it
         case = next(c for c in cases() if c.name == arguments.one)
         print(json.dumps(our_runs(case, arguments.batches[0], arguments.repeats)))
-    elif arguments.device == "gpu":
+    elif (arguments.device or jax.default_backend()) == "gpu":
         print(json.dumps(on_gpu(arguments.batches or list(GPU_BATCHES))))
     else:
         print(json.dumps(on_cpu(arguments.names, arguments.batches or [1, 8], arguments.repeats)))

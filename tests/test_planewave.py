@@ -26,7 +26,7 @@ from dft_bridge.engines.checks import AMU_PER_A3
 from dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
 from dft_bridge.engines.registry import make_engine
 from dft_bridge.planewave import eigensolver, fields, kinds, mixing, occupations, potentials, scf, solver, xc
-from dft_bridge.planewave.basis import fft_size, make_basis
+from dft_bridge.planewave.basis import fft_size, make_basis, nearest_waves
 from dft_bridge.planewave.ewald import ewald_matrix, ewald_sums
 from dft_bridge.planewave.hamiltonian import band_density, hamiltonian
 from dft_bridge.planewave.kinds import Workbench
@@ -478,6 +478,17 @@ def test_narrow_smearing_is_fixed_occupation():
     assert float(whole.fermi_level) == pytest.approx(-0.1)
     assert -0.2 < float(filled.fermi_level) < 0.0
     assert float(whole.minus_ts) == 0 and abs(float(filled.minus_ts)) < 1e-12
+
+
+def test_smearing_is_wider_while_levels_cross_the_fermi_level():
+    errors = jnp.array([0.0, 1e-6, 1e-4, 1e-2, jnp.inf])
+    widths = np.asarray(occupations.annealed(0.002, errors))
+    assert widths[0] == widths[1] == 0.002 and np.all(np.diff(widths) >= 0) and widths[-1] == widths[-2] == 0.02
+    assert float(occupations.annealed(0.05, jnp.inf)) == 0.05
+    sharp, wide = (occupations.occupy(BANDS, WEIGHTS, jnp.asarray(5.0), 0.002, error) for error in (0.0, jnp.inf))
+    expected = occupations.gaussian(BANDS, WEIGHTS, jnp.asarray(5.0), 0.02).numbers
+    np.testing.assert_allclose(wide.numbers, expected, atol=1e-12)
+    assert np.abs(sharp.numbers - wide.numbers).max() > 1e-3
 
 
 def test_half_filled_level():
@@ -1113,6 +1124,34 @@ def test_relaxed_cell_is_the_minimum_of_the_energy(as_user, together):
     energies = together.engine.compute(zincblende("Si Si"), "bulk_modulus")
     assert volume == pytest.approx(energies.details["v0"], rel=3e-3)
     assert volume > 1.01 * abs(np.linalg.det(FCC * 5.43))
+
+
+def test_plane_waves_of_other_k_points_are_found_in_the_mesh():
+    lattice = np.array(KIND.lattice) / Bohr
+    mesh, other = (
+        make_basis(lattice, 8.0, *reduce_points(points, KIND.symmetry), KIND.symmetry)
+        for points in (mesh_points([2, 2, 2], [1, 1, 1]), special_points())
+    )
+    nearest, columns = nearest_waves(mesh, other)
+    assert nearest.shape == (other.n_kpoints,) and columns.shape == other.valid.shape
+    for k, (row, found) in enumerate(zip(nearest, columns, strict=True)):
+        there = np.asarray(other.valid[k]) & (found < mesh.n_waves)
+        assert there.sum() > 0.8 * np.asarray(other.valid[k]).sum()
+        assert np.all(np.asarray(mesh.valid)[row, found[there]])
+        step = (other.millers[k][there] + other.kpoints[k]) - (mesh.millers[row][found[there]] + mesh.kpoints[row])
+        np.testing.assert_allclose(step, np.broadcast_to(step[0], step.shape), atol=1e-12)
+        assert np.abs(step[0]).max() <= 0.5
+
+
+def test_bands_at_the_points_of_the_mesh_are_those_of_the_scf():
+    bench = Workbench(shipped(), 1)
+    chosen = bench.solver(KIND)
+    basis = chosen.basis
+    problems = bench.problems(KIND, [["Al", "P"]])
+    extra = solver.ExtraPoints(basis, *nearest_waves(basis, basis))
+    found = jax.tree.map(np.asarray, chosen.solve(problems, solver.bands_at, extra))
+    assert found.converged.all() and float(found.extra.residual[0]) <= KIND.settings.band_tolerance
+    np.testing.assert_allclose(found.extra.eigenvalues[0][:, :5], found.eigenvalues[0][:, :5], atol=2e-5)
 
 
 @pytest.mark.slow

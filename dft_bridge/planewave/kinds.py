@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,8 @@ _BAND_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of bands that programs are compiled for."""
 _REMEMBERED = 32
 _MOST_LANES = 256
+_MOST_MAPS = 30_000
+"""Linux gives a process 65,530 memory maps; each program that XLA compiles for a CPU keeps hundreds, then it aborts."""
 _MEMORY_SHARE = 0.5
 """Of the device's memory; the rest is for what is worked out from converged crystals, and for the compiler's copies."""
 
@@ -70,6 +73,12 @@ def band_count(electrons: int, share: float) -> int:
     return next((n for n in _BAND_STEPS if n >= wanted), wanted)
 
 
+def _memory_maps() -> int:
+    """How many memory maps this process has, as far as the system says."""
+    maps = Path("/proc/self/maps")
+    return maps.read_bytes().count(b"\n") if maps.exists() else 0
+
+
 def is_light(pseudopotentials: PseudoSet, symbols: Sequence[str]) -> bool:
     """Whether no element has f projectors."""
     return all(max(pseudopotentials[s].angular_momenta, default=0) < 3 for s in symbols)
@@ -111,6 +120,8 @@ class Workbench:
 
     def _solver(self, kind: Kind) -> Solver:
         """The solver of a kind, over its mesh."""
+        if _memory_maps() > _MOST_MAPS:
+            jax.clear_caches()
         symmetry = kind.symmetry
         points = reduce_points(mesh_points(kind.mesh, kind.shift), symmetry)
         basis = make_basis(np.array(kind.lattice) / Bohr, kind.cutoff, *points, symmetry, kind.stretch)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 
 _BISECTIONS = 60
+_WIDEST = 0.02  # Ha
+_WIDTH_PER_ERROR = 30.0
 
 
 class Occupations(NamedTuple):
@@ -32,7 +34,7 @@ def fixed(eigenvalues: jax.Array, electrons: jax.Array) -> Occupations:
     return Occupations(numbers, 0.5 * (homo + lumo), jnp.zeros((), eigenvalues.dtype))
 
 
-def gaussian(eigenvalues: jax.Array, weights: jax.Array, electrons: jax.Array, width: float) -> Occupations:
+def gaussian(eigenvalues: jax.Array, weights: jax.Array, electrons: jax.Array, width: float | jax.Array) -> Occupations:
     """Gaussian smearing of ``width`` Ha, the Fermi level found by bisection.
 
     Fu and Ho, Phys. Rev. B 28, 5480 (1983). Args: eigenvalues [K, bands] Ha, weights [K] that add up to 1.
@@ -52,6 +54,18 @@ def gaussian(eigenvalues: jax.Array, weights: jax.Array, electrons: jax.Array, w
     return Occupations(jax.scipy.special.erfc(x), level, minus_ts)
 
 
-def occupy(eigenvalues: jax.Array, weights: jax.Array, electrons: jax.Array, width: float) -> Occupations:
-    """:func:`gaussian` for a positive ``width``, :func:`fixed` for 0 (``width`` is static)."""
-    return gaussian(eigenvalues, weights, electrons, width) if width > 0 else fixed(eigenvalues, electrons)
+def annealed(width: float, error: jax.Array) -> jax.Array:
+    """``width`` Ha, or more while the density is far from self-consistent (``error`` in Ha per atom).
+
+    Levels that cross a sharp Fermi level from step to step would keep the SCF from converging.
+    """
+    return jnp.clip(_WIDTH_PER_ERROR * error, width, max(width, _WIDEST))
+
+
+def occupy(
+    eigenvalues: jax.Array, weights: jax.Array, electrons: jax.Array, width: float, error: jax.Array | float = 0.0
+) -> Occupations:
+    """:func:`gaussian` smearing of :func:`annealed` width, :func:`fixed` for a ``width`` of 0, which is static."""
+    if width > 0:
+        return gaussian(eigenvalues, weights, electrons, annealed(width, error))
+    return fixed(eigenvalues, electrons)

@@ -49,6 +49,7 @@ class ScfSettings:
         history: how many densities are mixed.
         expansions: blocks by which the Davidson space grows in an SCF step.
         warm_up: first steps, in which the density stays that of the atoms.
+        patience: steps after which smearing is annealed, see :func:`.occupations.annealed`.
         double: wave functions in double precision.
         bands_per_fft: see :class:`Hamiltonian`.
     """
@@ -63,6 +64,7 @@ class ScfSettings:
     history: int = 7
     expansions: int = 2
     warm_up: int = 3
+    patience: int = 15
     double: bool = False
     bands_per_fft: int = 1
 
@@ -114,6 +116,7 @@ class ScfState:
         numbers: [K, bands], occupations.
         fermi_level, minus_ts: Ha.
         error: Ha, electrostatic energy of the last residual.
+        best_error: Ha, the smallest since the first :attr:`ScfSettings.patience` steps.
         converged: the error is below the tolerance.
         failed: a number is not finite, or the steps are used up.
     """
@@ -128,6 +131,7 @@ class ScfState:
     fermi_level: jax.Array
     minus_ts: jax.Array
     error: jax.Array
+    best_error: jax.Array
     converged: jax.Array
     failed: jax.Array
 
@@ -189,6 +193,7 @@ def start(basis: Basis, settings: ScfSettings, prepared: Prepared, waves: jax.Ar
         fermi_level=zero,
         minus_ts=zero,
         error=zero + jnp.inf,
+        best_error=zero + jnp.inf,
         converged=jnp.zeros((), bool),
         failed=jnp.zeros((), bool),
     )
@@ -199,15 +204,18 @@ def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: P
     potential = fields.effective_potential(basis, settings.functional, prepared.density, state.density)
     bands = solve_bands(basis, tables, settings, prepared, potential, state.waves)
     eigenvalues = bands.eigenvalues.astype(potential.dtype)
-    filled = occupy(eigenvalues, basis.weights, prepared.density.electrons, settings.width)
+    atoms = prepared.density.energies.shape[0]
+    electrons = prepared.density.electrons
+    struggling = state.iteration >= settings.patience
+    width_error = jnp.where(struggling, state.best_error / atoms, 0.0)
+    filled = occupy(eigenvalues, basis.weights, electrons, settings.width, width_error)
     output = density_of(basis, settings, prepared.density.volume, bands.waves, filled.numbers)
-    output = output * (prepared.density.mask * prepared.density.electrons / prepared.density.volume / output[0].real)
+    output = output * (prepared.density.mask * electrons / prepared.density.volume / output[0].real)
     residual = output - state.density
     norm = fields.hartree_norm(basis, prepared.density)
     error = jnp.sum(norm * (residual.real**2 + residual.imag**2))
     mixed, history = anderson(state.history, state.density, residual, norm, settings.mixing)
 
-    atoms = prepared.density.energies.shape[0]
     warming = state.iteration < settings.warm_up
     iteration = state.iteration + 1
     sound = jnp.isfinite(error) & jnp.all(jnp.isfinite(eigenvalues))
@@ -223,6 +231,7 @@ def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: P
         fermi_level=filled.fermi_level,
         minus_ts=filled.minus_ts,
         error=error,
+        best_error=jnp.where(struggling, jnp.minimum(state.best_error, error), jnp.inf),
         converged=converged,
         failed=~sound | (~converged & (iteration >= settings.max_iterations)),
     )
