@@ -25,7 +25,7 @@ from ase.units import Bohr, Hartree
 from dft_accuracy import kind
 from dft_cases import Case, cases
 from pwx import run, upf_folder
-from scipy.interpolate import CubicSpline
+from scipy.interpolate import make_interp_spline
 
 from dft_bridge.planewave.kinds import Workbench
 from dft_bridge.planewave.pseudofile import PseudoFile, read_pseudopotential
@@ -33,7 +33,7 @@ from dft_bridge.planewave.pseudopotentials import shipped
 from dft_bridge.planewave.solver import energies
 
 NAMES = ("NaCl", "C1-KMgF3", "C1-MnSiFHC")
-POINTS = 801  # of the radial mesh; as far as ABINIT needs it, and less than every file has
+POINTS = 1001  # of the radial mesh, to 10 bohr: pw.x integrates no further either
 _ALLOWED = {"OMP_NUM_THREADS": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
@@ -67,8 +67,8 @@ def psp8(file: PseudoFile) -> str:
     lines.append("4")
     lines += [f"{n + 1} {_number(r[n])} {_number(v)}" for n, v in enumerate(file.v_local[: len(r)])]
     if core:
-        spline = CubicSpline(file.r, 4 * np.pi * file.rho_core)
-        rows = np.stack([spline(r, nu) for nu in range(4)] + [np.zeros(len(r))], axis=1)
+        spline = make_interp_spline(file.r, 4 * np.pi * file.rho_core, k=7)
+        rows = np.stack([spline(r, nu) for nu in range(5)], axis=1)
         lines += [f"{n + 1} {_number(r[n])} " + " ".join(map(_number, row)) for n, row in enumerate(rows)]
     return "\n".join(lines) + "\n"
 
