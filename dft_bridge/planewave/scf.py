@@ -32,6 +32,8 @@ from dft_bridge.planewave.potentials import (
     wave_potential,
 )
 
+_HOPELESS = 1e-3  # Ha per atom
+
 
 @dataclasses.dataclass(frozen=True)
 class ScfSettings:
@@ -49,7 +51,8 @@ class ScfSettings:
         history: how many densities are mixed.
         expansions: blocks by which the Davidson space grows in an SCF step.
         warm_up: first steps, in which the density stays that of the atoms.
-        patience: steps after which smearing is annealed, see :func:`.occupations.annealed`.
+        patience: steps after which an SCF struggles that is far from its end: its smearing is annealed from then on,
+            see :func:`.occupations.annealed`.
         double: wave functions in double precision.
         bands_per_fft: see :class:`Hamiltonian`.
     """
@@ -116,7 +119,7 @@ class ScfState:
         numbers: [K, bands], occupations.
         fermi_level, minus_ts: Ha.
         error: Ha, electrostatic energy of the last residual.
-        best_error: Ha, the smallest since the first :attr:`ScfSettings.patience` steps.
+        best_error: Ha, the smallest since the SCF was found to struggle; infinite before.
         converged: the error is below the tolerance.
         failed: a number is not finite, or the steps are used up.
     """
@@ -206,7 +209,8 @@ def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: P
     eigenvalues = bands.eigenvalues.astype(potential.dtype)
     atoms = prepared.density.energies.shape[0]
     electrons = prepared.density.electrons
-    struggling = state.iteration >= settings.patience
+    hopeless = (state.iteration >= settings.patience) & (state.error > _HOPELESS * atoms)
+    struggling = hopeless | jnp.isfinite(state.best_error)
     width_error = jnp.where(struggling, state.best_error / atoms, 0.0)
     filled = occupy(eigenvalues, basis.weights, electrons, settings.width, width_error)
     output = density_of(basis, settings, prepared.density.volume, bands.waves, filled.numbers)
