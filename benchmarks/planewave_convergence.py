@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 
 import jax
 import numpy as np
@@ -116,7 +117,9 @@ def main() -> None:
     if arguments.write:
         about = "python benchmarks/planewave_convergence.py --write"
         content = {"made_by": about, "measured_at_ha": list(CUTOFFS), "reference_ha": REFERENCE}
-        CUTOFF_FILE.write_text(json.dumps({**content, "cutoffs": tables, "errors": errors}, indent=1) + "\n")
+        text = json.dumps({**content, "cutoffs": tables, "errors": errors}, indent=1)
+        on_one_line = re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), text)
+        CUTOFF_FILE.write_text(on_one_line + "\n")
     print(json.dumps({"elements": len(arguments.elements), **{k: max(t.values()) for k, t in tables.items()}}))
 
 
