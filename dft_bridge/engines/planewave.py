@@ -74,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "symmetry": "crystal",
         "tolerance": 1e-7,
         "band_tolerance": 1e-2,
-        "max_scf_iterations": 80,
+        "max_scf_iterations": 120,
     },
 }
 """Settings by preset name; every key is a field of :class:`PlanewaveEngine`."""

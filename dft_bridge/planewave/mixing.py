@@ -25,7 +25,7 @@ class History:
 
 
 def anderson(
-    history: History, density: jax.Array, residual: jax.Array, metric: jax.Array, step: float
+    history: History, density: jax.Array, residual: jax.Array, metric: jax.Array, step: float | jax.Array
 ) -> tuple[jax.Array, History]:
     """The next input density, and the history with this one.
 

@@ -52,7 +52,8 @@ class ScfSettings:
         expansions: blocks by which the Davidson space grows in an SCF step.
         warm_up: first steps, in which the density stays that of the atoms.
         patience: steps after which an SCF struggles that is far from its end: its smearing is annealed from then on,
-            see :func:`.occupations.annealed`.
+            see :func:`.occupations.annealed`, and
+        damped: takes the place of ``mixing``.
         double: wave functions in double precision.
         bands_per_fft: see :class:`Hamiltonian`.
     """
@@ -68,6 +69,7 @@ class ScfSettings:
     expansions: int = 2
     warm_up: int = 3
     patience: int = 15
+    damped: float = 0.15
     double: bool = False
     bands_per_fft: int = 1
 
@@ -218,7 +220,8 @@ def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: P
     residual = output - state.density
     norm = fields.hartree_norm(basis, prepared.density)
     error = jnp.sum(norm * (residual.real**2 + residual.imag**2))
-    mixed, history = anderson(state.history, state.density, residual, norm, settings.mixing)
+    share = jnp.where(struggling, settings.damped, settings.mixing)
+    mixed, history = anderson(state.history, state.density, residual, norm, share)
 
     warming = state.iteration < settings.warm_up
     iteration = state.iteration + 1
