@@ -51,9 +51,9 @@ class ScfSettings:
         history: how many densities are mixed.
         expansions: blocks by which the Davidson space grows in an SCF step.
         warm_up: first steps, in which the density stays that of the atoms.
-        patience: steps after which an SCF struggles that is far from its end: its smearing is annealed from then on,
-            see :func:`.occupations.annealed`, and
-        damped: takes the place of ``mixing``.
+        patience: steps after which an SCF struggles that is far from its end: from then on its smearing is annealed,
+            see :func:`.occupations.annealed`, and ``damped`` takes the place of ``mixing``.
+        damped: share of the residual that is mixed in by an SCF that struggles.
         double: wave functions in double precision.
         bands_per_fft: see :class:`Hamiltonian`.
     """
