@@ -74,16 +74,28 @@ class Keys:
         return KEY_PREFIX + digest.hexdigest()
 
 
+def limited_key(key: str, limits: Mapping[str, Any]) -> str:
+    """The key of a failure that speaks of limits (JSON-able) as much as of the crystal: other limits try again."""
+    return KEY_PREFIX + hashlib.sha256(f"{key} {json.dumps(limits, sort_keys=True)}".encode()).hexdigest()
+
+
 class KeyRing:
     """Makes keys from finished crystals. Keeps what it worked out for their skeletons."""
 
     def __init__(self) -> None:
         self._keys: dict[tuple[bytes, bytes, str, str], Keys] = {}
 
-    def key(self, crystal: Crystal, property_name: str, fingerprint: Mapping[str, Any]) -> str:
-        """The key of a crystal; the same as :meth:`Keys.key` gives for its labeling of its skeleton."""
+    def key(
+        self,
+        crystal: Crystal,
+        property_name: str,
+        fingerprint: Mapping[str, Any],
+        limits: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The key of a crystal, as :meth:`Keys.key` gives it for its labeling of its skeleton, under ``limits``."""
         lattice, sites = crystal.lattice, crystal.frac_coords
         which = lattice.tobytes(), sites.tobytes(), property_name, json.dumps(fingerprint, sort_keys=True)
         if which not in self._keys:
             self._keys[which] = Keys(Skeleton("crystal", lattice, sites, ()), property_name, fingerprint)
-        return self._keys[which].key(crystal.numbers)
+        key = self._keys[which].key(crystal.numbers)
+        return limited_key(key, limits) if limits else key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sqlite3
 import subprocess
@@ -142,25 +143,26 @@ def test_unusable_paths_are_explained(tmp_path):
         Store(tmp_path).open()
 
 
-def test_a_full_disk_is_explained(store):
+def test_a_full_disk_is_explained(store, monkeypatch):
     store.open()
-    real = store._database._connect
+    real = store.database.transaction
 
-    def small_disk():
-        connection = real()
-        connection.execute("PRAGMA max_page_count=1")  # SQLite then answers as on a full disk
-        return connection
+    @contextlib.contextmanager
+    def small_disk(write):
+        with real(write) as connection:
+            connection.execute("PRAGMA max_page_count=1")  # SQLite then answers as on a full disk
+            yield connection
 
-    store._database._connect = small_disk
+    monkeypatch.setattr(store.database, "transaction", small_disk)
     with pytest.raises(StoreError, match="disk is full; free some space"):
         store.write([record(f"cj{i}") for i in range(200)])
-    store._database._connect = real
+    monkeypatch.undo()
     assert len(store) == 0
 
 
 def test_default_path(monkeypatch, tmp_path):
     monkeypatch.delenv(PATH_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert default_path() == tmp_path / "crystaljax" / "results.db"
+    assert default_path() == str(tmp_path / "crystaljax" / "results.db")
     monkeypatch.setenv(PATH_VARIABLE, str(tmp_path / "mine.db"))
     assert Store().path == tmp_path / "mine.db"
