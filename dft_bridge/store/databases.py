@@ -187,8 +187,7 @@ class Postgres:
         "53": "the server is out of disk, memory or connections; free some",
         "42501": "this user may not use its tables; ask for the rights",
         "25006": "it is read-only; connect to the primary server",
-        "28": "the server refuses this user; check user and password in the URL",
-        "3D000": "the server has no such database; create it with createdb",
+        "55P03": f"another process has kept it locked for {BUSY_SECONDS} s; end that process",
     }
 
     def __init__(self, url: str):

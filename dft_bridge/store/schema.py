@@ -21,18 +21,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 2
 _NAME = "crystaljax_schema"
-_WEB_VIEW = {
-    "title": "CrystalJAX results",
-    "default_columns": ["id", "formula", "property", "value", "status", "engine", "seconds"],
-    "key_descriptions": {
-        "property": ["Property", "Property that was calculated", ""],
-        "value": ["Value", "Band gap in eV, bulk modulus in GPa or density in g/cm3", ""],
-        "status": ["Status", "OK, or why there is no value", ""],
-        "engine": ["Engine", "Engine, version and preset", ""],
-        "seconds": ["Core seconds", "CPU time of the calculation", "s"],
-        "key": ["Key", "Crystal, property and settings in one number", ""],
-    },
-}
+_METADATA = {"title": "CrystalJAX results"}  # the heading of ASE's web view
 
 
 class NotAStore(ValueError):
@@ -71,7 +60,7 @@ def upgrade(database: Database, connection: Any) -> None:
     if found == 1:
         _renew_keys(database, connection)
     database.execute(connection, "DELETE FROM information WHERE name IN (?, 'metadata')", [_NAME])
-    rows = [(_NAME, str(SCHEMA)), ("metadata", json.dumps(_WEB_VIEW))]
+    rows = [(_NAME, str(SCHEMA)), ("metadata", json.dumps(_METADATA))]
     database.insert(connection, "information", ("name", "value"), rows)
 
 

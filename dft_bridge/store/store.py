@@ -114,7 +114,9 @@ class Store:
 
     def write(self, records: Sequence[Record]) -> None:
         """Store the records in one transaction, durable on return; a key that is there already keeps its row."""
-        distinct = {record.key: record for record in reversed(records)}  # the first of equal keys
+        distinct: dict[str, Record] = {}
+        for record in records:
+            distinct.setdefault(record.key, record)
         with self.transaction(write=True) as connection:
             for (key,) in find(self.database, connection, distinct, "found.value"):
                 del distinct[key]
