@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from dft_bridge.store.store import Merged
+    from dft_bridge.store.merge import Merged
 
 PROBLEMS = 1
 """Exit code of ``verify`` and ``export --damaged`` if something is wrong."""
@@ -146,9 +146,8 @@ def _export(store: str | None, file: str, damaged: bool) -> int:
 
     opened, findings = _open(store), Findings()
     with _standard_output() if file == "-" else _new_file(Path(file)) as out:
-        version = opened.version() if not damaged else None
         rows = good_rows(opened, findings) if damaged else opened.rows()
-        count = write_lines(rows, out, version)
+        count = write_lines(rows, out, findings.version if damaged else opened.version())
     _print_problems(findings.problems)
     print(f"{count} results written to {file}", file=sys.stderr)
     return PROBLEMS if findings.problems else 0

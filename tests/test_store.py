@@ -143,7 +143,7 @@ def test_rows_are_ase_rows(store, where):
     database = ase.db.connect(where)
     row = database.get(status="OK")
     assert row.formula == "NaCl" and row.value == 5.1 and row.engine == "fake 1.0, fast" and row.seconds == 12.5
-    assert row.data["fingerprint"] == {"engine": "fake", "cutoff": 400.0} and row.data["message"] == ""
+    assert row.calculator == "fake" and row.calculator_parameters == FINGERPRINT and row.data["message"] == ""
     atoms = row.toatoms()
     assert atoms.pbc.all()
     np.testing.assert_allclose(atoms.cell, NACL.lattice)
@@ -342,9 +342,7 @@ def version_1(tmp_path):
 
 
 def key_of_planewave(skeleton, numbers, property_name, path):
-    (fingerprint,) = {
-        json.dumps(row.data["fingerprint"]) for row in Store(path).rows() if row.property == property_name
-    }
+    (fingerprint,) = {json.dumps(row.fingerprint) for row in Store(path).rows() if row.property == property_name}
     request = Request.of(skeleton, numbers, property_name)
     return Keys(skeleton, property_name, json.loads(fingerprint)).key(request.numbers)
 

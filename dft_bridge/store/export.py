@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TextIO
 
 from dft_bridge.keys import KeyRing
+from dft_bridge.store.merge import Merged
 from dft_bridge.store.records import Row
 from dft_bridge.store.schema import SCHEMA
-from dft_bridge.store.store import Merged, Store, StoreError
+from dft_bridge.store.store import Store, StoreError
 
 
 def write_lines(rows: Iterable[Row], file: TextIO, version: int = SCHEMA) -> int:

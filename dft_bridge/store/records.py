@@ -7,6 +7,7 @@ import functools
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -55,12 +56,8 @@ class Record:
 
     def data(self) -> dict[str, Any]:
         """What the row keeps besides."""
-        return {
-            "fingerprint": dict(self.fingerprint),
-            "details": self.result.details,
-            "message": self.result.message,
-            "log": self.result.log[-LOG_CHARACTERS:],
-        }
+        result = self.result
+        return {"details": result.details, "message": result.message, "log": result.log[-LOG_CHARACTERS:]}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +69,8 @@ class Row:
         positions: float64 [N, 3], Cartesian, Å.
         numbers: int32 [N], atomic numbers.
         pairs: ASE's key-value pairs, see :meth:`Record.pairs`.
-        data: see :meth:`Record.data`; empty if it was not asked for.
+        fingerprint: ASE's parameters of the calculator; empty if it was not asked for, as is ``data``.
+        data: see :meth:`Record.data`.
         created: years since 2000, as ASE has it.
         user: who wrote it.
         id: ASE's number of the row; 0 as long as it has none.
@@ -82,6 +80,7 @@ class Row:
     positions: np.ndarray
     numbers: np.ndarray
     pairs: dict[str, Any]
+    fingerprint: dict[str, Any]
     data: dict[str, Any]
     created: float
     user: str | None
@@ -96,6 +95,7 @@ class Row:
             record.crystal.frac_coords @ cell,
             np.asarray(record.crystal.numbers, dtype=np.int32),
             record.pairs(),
+            dict(record.fingerprint),
             record.data(),
             now(),
             os.getenv("USER"),
@@ -104,6 +104,11 @@ class Row:
     @property
     def key(self) -> str:
         return self.pairs["key"]
+
+    @property
+    def calculator(self) -> str:
+        """Name of the engine, for ASE."""
+        return re.split("[ ,]", self.pairs["engine"])[0]
 
     @property
     def status(self) -> Status:
@@ -137,7 +142,7 @@ class Row:
         """The key that belongs to the row's crystal, property and settings."""
         # A failure that speaks of limits (time, memory) is filed under them.
         limits = None if self.status == Status.OK else self.data["details"].get("limits")
-        return keys.key(self.crystal, self.property, self.data["fingerprint"], limits)
+        return keys.key(self.crystal, self.property, self.fingerprint, limits)
 
     def with_key(self, key: str) -> Row:
         """The same row under another key."""
@@ -147,8 +152,9 @@ class Row:
         """One line of an export. Exact: numbers have all their digits, NaN and infinities are written as such."""
         value = {"value": self.pairs.get("value")}
         arrays = {name: getattr(self, name).tolist() for name in ("numbers", "cell", "positions")}
-        line = {"schema": schema, "formula": self.formula, **self.pairs, **value, **arrays, **self.data}
-        return json.dumps(line | {"created": self.created, "user": self.user}, separators=(",", ":"))
+        line = {"schema": schema, "formula": self.formula, **self.pairs, **value, **arrays}
+        line |= {"fingerprint": self.fingerprint, **self.data, "created": self.created, "user": self.user}
+        return json.dumps(line, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> tuple[Row, int]:
@@ -162,10 +168,10 @@ class Row:
             pairs = {name: line[name] for name in ("key", "property", "status", "engine", "value", "seconds")}
             if pairs["value"] is None:
                 del pairs["value"]
-            data = {name: line.get(name, "") for name in ("fingerprint", "details", "message", "log")}
+            data = {"details": line["details"], "message": line["message"], "log": line.get("log", "")}
             cell, positions = (np.array(line[name], dtype=np.float64) for name in ("cell", "positions"))
             numbers = np.array(line["numbers"], dtype=np.int32)
-            row = cls(cell, positions, numbers, pairs, data, float(line["created"]), line["user"])
+            row = cls(cell, positions, numbers, pairs, line["fingerprint"], data, float(line["created"]), line["user"])
             schema = int(line["schema"])
             row.check()
         except KeyError as error:
@@ -188,7 +194,7 @@ class Row:
         if (self.status == Status.OK) != math.isfinite(self.value):
             raise ValueError(f"its status is {self.status.name}, its value is {self.value}")
         texts = [self.pairs.get(name) for name in ("key", "property", "engine")] + [self.data.get("message")]
-        tables = [self.data.get(name) for name in ("fingerprint", "details")]
+        tables = self.fingerprint, self.data.get("details")
         if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
             raise ValueError("key, property, engine and message must be texts, fingerprint and details tables")
         if not (isinstance(self.pairs.get("seconds"), float | int) and self.pairs["seconds"] >= 0):

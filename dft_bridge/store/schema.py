@@ -1,21 +1,21 @@
 """Versions of what a store holds, and how an old one becomes a new one.
 
 The number stands in ASE's table ``information``. Version 1 had none: its keys depended on the axes and the origin that
-described a crystal, and its rows had no log. Version 2 has the keys of :mod:`dft_bridge.keys`.
+described a crystal, its fingerprints were among the data, and there were no logs. Version 2 has the keys of
+:mod:`dft_bridge.keys`, and fingerprints where ASE keeps the parameters of a calculator.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import json
 import logging
 from typing import Any
 
-from crystaljax.status import Status
 from dft_bridge.keys import KeyRing
 from dft_bridge.store.databases import INDEX, Database
-from dft_bridge.store.records import Row
-from dft_bridge.store.table import delete_rows, read_rows
+from dft_bridge.store.merge import Merged, chunks, merge_chunk
+from dft_bridge.store.table import CHUNK, delete_upto, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -58,32 +58,25 @@ def upgrade(database: Database, connection: Any) -> None:
     if found == SCHEMA:
         return
     if found == 1:
-        _renew_keys(database, connection)
+        _from_version_1(database, connection)
     database.execute(connection, "DELETE FROM information WHERE name IN (?, 'metadata')", [_NAME])
     rows = [(_NAME, str(SCHEMA)), ("metadata", json.dumps(_METADATA))]
     database.insert(connection, "information", ("name", "value"), rows)
 
 
-def _renew_keys(database: Database, connection: Any) -> None:
-    """Give every row its present key; of those that are one crystal the first success stays, or the first."""
-    ring, last, doomed = KeyRing(), 0, []
-    kept: dict[str, Row] = {}
-    while rows := list(read_rows(database, connection, after=last)):
-        last = rows[-1].id
-        for row in rows:
-            key = row.expected_key(ring)
-            row = dataclasses.replace(row, data={})  # only the rest is needed below
-            if key not in kept:
-                kept[key] = row
-            elif row.status == Status.OK != kept[key].status:
-                doomed.append(kept[key].id)
-                kept[key] = row
-            else:
-                doomed.append(row.id)
-    delete_rows(database, connection, doomed)
-    for key, row in kept.items():
-        pairs = database.ase.encode(row.with_key(key).pairs)
-        database.execute(connection, "UPDATE systems SET key_value_pairs=? WHERE id=?", [pairs, row.id])
-        database.execute(connection, "UPDATE text_key_values SET value=? WHERE key='key' AND value=?", [key, row.key])
-    if kept:
-        logger.info("store: new keys for %d results; %d that were there twice are gone", len(kept), len(doomed))
+def _from_version_1(database: Database, connection: Any) -> None:
+    """Write every row anew. Of those that turn out to be one crystal one stays, as in any merge."""
+    keys, merged = KeyRing(), Merged()
+    last = database.execute(connection, "SELECT MAX(id) FROM systems").fetchone()[0] or 0
+    ranges = ((start, min(start + CHUNK, last)) for start in range(0, last, CHUNK))
+    rows = itertools.chain.from_iterable(read_rows(database, connection, *ids) for ids in ranges)
+    for chunk in chunks(row.with_key(row.expected_key(keys)) for row in rows):
+        merge_chunk(database, connection, chunk, merged)
+    delete_upto(database, connection, last)
+    if last:
+        logger.info(
+            "store: new keys for %d results; %d that were there twice are gone, %d of them with another value",
+            merged.added,
+            merged.known + merged.replaced,
+            len(merged.conflicts),
+        )

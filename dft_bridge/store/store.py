@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from crystaljax.status import Status
 from dft_bridge.engines.base import Result
 from dft_bridge.keys import KeyRing
 from dft_bridge.store import databases, schema
+from dft_bridge.store.merge import Merged, chunks, merge_chunk
 from dft_bridge.store.records import Record, Row, result_of
-from dft_bridge.store.table import CHUNK, delete_rows, find, insert_rows, read_rows
+from dft_bridge.store.table import find, insert_rows, read_rows
 
 PATH_VARIABLE = "CRYSTALJAX_STORE"
 """Environment variable that names the default store, a file or a URL."""
-SAME_VALUE = 1e-6
-"""Relative difference up to which two values of one key are one number, calculated on two machines."""
 
 
 class StoreError(RuntimeError):
@@ -32,36 +28,6 @@ def default_path() -> str:
     """``$CRYSTALJAX_STORE``, or ``crystaljax/results.db`` in the user's data folder."""
     data_home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return os.environ.get(PATH_VARIABLE) or str(Path(data_home, "crystaljax", "results.db").expanduser())
-
-
-@dataclasses.dataclass(frozen=True)
-class Conflict:
-    """Two different values under one key: an engine that is not deterministic, or a wrong fingerprint."""
-
-    key: str
-    formula: str
-    property: str
-    ours: float
-    theirs: float
-
-
-@dataclasses.dataclass
-class Merged:
-    """What came of rows that were to be merged into a store.
-
-    Attributes:
-        added: rows with new keys.
-        replaced: failures that gave way to a success.
-        known: rows whose key was there already.
-        conflicts: of these, those whose value is another; the store keeps its own.
-        refused: rows whose key is not that of their crystal, property and settings: changed or damaged.
-    """
-
-    added: int = 0
-    replaced: int = 0
-    known: int = 0
-    conflicts: list[Conflict] = dataclasses.field(default_factory=list)
-    refused: int = 0
 
 
 class Store:
@@ -107,10 +73,10 @@ class Store:
 
     def read(self, keys: Iterable[str]) -> dict[str, Result]:
         """The results of those of the keys that are known."""
+        decode = self.database.decode
         with self.transaction() as connection:
             rows = find(self.database, connection, keys, "found.value, systems.key_value_pairs, systems.data")
-        decode = self.database.decode
-        return {key: result_of(decode(pairs), decode(data)) for key, pairs, data in rows}
+            return {key: result_of(decode(pairs), decode(data)) for key, pairs, data in rows}
 
     def write(self, records: Sequence[Record]) -> None:
         """Store the records in one transaction, durable on return; a key that is there already keeps its row."""
@@ -118,7 +84,7 @@ class Store:
         for record in records:
             distinct.setdefault(record.key, record)
         with self.transaction(write=True) as connection:
-            for (key,) in find(self.database, connection, distinct, "found.value"):
+            for (key,) in list(find(self.database, connection, distinct, "found.value")):
                 del distinct[key]
             insert_rows(self.database, connection, [Row.of(record) for record in distinct.values()])
 
@@ -157,37 +123,22 @@ class Store:
             version: the schema they come from; older ones get their present key.
         """
         merged, keys = Merged(), KeyRing()
-        chunk: dict[str, Row] = {}
-        for row in rows:
-            key = row.expected_key(keys)
-            if version == schema.SCHEMA and key != row.key:
-                merged.refused += 1
-                continue
-            row = row.with_key(key)
-            if key in chunk or len(chunk) == CHUNK:
-                self._merge(chunk, merged)
-                chunk = {}
-            chunk[key] = row
-        self._merge(chunk, merged)
-        return merged
 
-    def _merge(self, theirs: dict[str, Row], merged: Merged) -> None:
-        with self.transaction(write=True) as connection:
-            found = find(self.database, connection, theirs, "found.value, systems.id, systems.key_value_pairs")
-            ours = {key: (row_id, self.database.decode(pairs)) for key, row_id, pairs in found}
-            better = [
-                key for key, (_, pairs) in ours.items() if Status[pairs["status"]] != Status.OK == theirs[key].status
-            ]
-            delete_rows(self.database, connection, [ours[key][0] for key in better])
-            new = [row for key, row in theirs.items() if key not in ours or key in better]
-            insert_rows(self.database, connection, new)
-        merged.replaced += len(better)
-        merged.added += len(new) - len(better)
-        merged.known += len(theirs) - len(new)
-        for key, (_, pairs) in ours.items():
-            row, value = theirs[key], pairs.get("value", math.nan)
-            if abs(value - row.value) > SAME_VALUE * max(abs(value), abs(row.value)):
-                merged.conflicts.append(Conflict(key, row.formula, row.property, value, row.value))
+        def renewed() -> Iterator[Row]:
+            for row in rows:
+                try:
+                    key = row.expected_key(keys)
+                except ValueError:  # no crystal
+                    key = ""
+                if key and (key == row.key or version < schema.SCHEMA):
+                    yield row.with_key(key)
+                else:
+                    merged.refused += 1
+
+        for chunk in chunks(renewed()):
+            with self.transaction(write=True) as connection:
+                merge_chunk(self.database, connection, chunk, merged)
+        return merged
 
     @contextlib.contextmanager
     def transaction(self, write: bool = False, upgrade: bool = True) -> Iterator[Any]:

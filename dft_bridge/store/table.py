@@ -22,27 +22,33 @@ def read_rows(
     database: Database, connection: Any, after: int = 0, upto: int | None = None, data: bool = True
 ) -> Iterator[Row]:
     """Rows with an id above ``after``, by id: up to the id ``upto``, or else at most :data:`CHUNK`."""
-    column = "data" if data else "NULL"
-    query = f"SELECT id, ctime, username, numbers, positions, cell, key_value_pairs, {column} FROM systems WHERE id > ?"
+    extras = "calculator_parameters, data" if data else "NULL, NULL"
+    query = f"SELECT id, ctime, username, numbers, positions, cell, key_value_pairs, {extras} FROM systems WHERE id > ?"
     query += f" ORDER BY id LIMIT {CHUNK}" if upto is None else f" AND id <= {upto} ORDER BY id"
-    deblob = database.ase.deblob
-    for id, created, user, numbers, positions, cell, pairs, extra in database.execute(connection, query, [after]):
+    deblob, decode = database.ase.deblob, database.decode
+    for id, created, user, numbers, positions, cell, pairs, parameters, more in database.execute(
+        connection, query, [after]
+    ):
+        more = decode(more) if data else {}
+        # Stores of the first version have the fingerprint among the data.
+        fingerprint = decode(parameters) if parameters is not None else more.pop("fingerprint", {})
         yield Row(
             deblob(cell, shape=(3, 3)),
             deblob(positions, shape=(-1, 3)),
             deblob(numbers, np.int32),
-            database.decode(pairs),
-            database.decode(extra) if data else {},
+            decode(pairs),
+            fingerprint,
+            more,
             created,
             user,
             id,
         )
 
 
-def find(database: Database, connection: Any, keys: Iterable[str], columns: str) -> list[tuple]:
-    """The columns (of ``systems``) of the rows that hold one of the keys."""
+def find(database: Database, connection: Any, keys: Iterable[str], columns: str) -> Iterable[tuple]:
+    """The columns (of ``found`` and ``systems``) of the rows that hold one of the keys."""
     query = f"SELECT {columns} {database.match}"
-    return database.execute(connection, query, [database.wanted(list(keys))]).fetchall()
+    return database.execute(connection, query, [database.wanted(sorted(keys))])
 
 
 def insert_rows(database: Database, connection: Any, rows: Sequence[Row]) -> None:
@@ -61,6 +67,8 @@ def insert_rows(database: Database, connection: Any, rows: Sequence[Row]) -> Non
                 "positions": blob(row.positions),
                 "cell": blob(row.cell),
                 "pbc": _PERIODIC,
+                "calculator": row.calculator,
+                "calculator_parameters": encode(row.fingerprint),
                 "key_value_pairs": encode(row.pairs),
                 "data": encode(row.data, binary=True),
                 "natoms": len(row.numbers),
@@ -84,8 +92,14 @@ def insert_rows(database: Database, connection: Any, rows: Sequence[Row]) -> Non
 
 def delete_rows(database: Database, connection: Any, ids: Sequence[int]) -> None:
     """Delete the rows with these ids."""
-    for start in range(0, len(ids), CHUNK):
-        some = ", ".join(map(str, ids[start : start + CHUNK]))
-        for table in _OF_A_ROW:
-            database.execute(connection, f"DELETE FROM {table} WHERE id IN ({some})")
-        database.execute(connection, f"DELETE FROM systems WHERE id IN ({some})")
+    if not ids:
+        return
+    some = ", ".join(map(str, ids))
+    for table in (*_OF_A_ROW, "systems"):
+        database.execute(connection, f"DELETE FROM {table} WHERE id IN ({some})")
+
+
+def delete_upto(database: Database, connection: Any, last: int) -> None:
+    """Delete the rows with ids up to ``last``."""
+    for table in (*_OF_A_ROW, "systems"):
+        database.execute(connection, f"DELETE FROM {table} WHERE id <= ?", [last])

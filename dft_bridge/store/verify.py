@@ -45,14 +45,15 @@ def verify(store: Store) -> Findings:
 
 
 def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
-    """The rows worth keeping, of a damaged store too; everything else is noted in ``findings``.
+    """The rows worth keeping, of a damaged store too; everything else is noted in ``findings``, the version at once.
 
     Raises:
         StoreError: there is no store, it is a newer one, or the database cannot be reached.
     """
     findings.version = _ask(store, findings, "the schema", lambda c: schema.version(store.database, c)) or 0
-    for problem in _ask(store, findings, "a page", store.database.integrity) or []:
-        findings.problems.append(problem)
+    findings.problems += _ask(store, findings, "a page", store.database.integrity) or []
+    if findings.version == 0 and not findings.problems:
+        return iter(())  # empty
     if not _ask(store, findings, "the index of keys", lambda c: store.database.has(c, INDEX)):
         findings.problems.append("the index of keys is missing, so a key may be there twice")
     searched = {
@@ -60,6 +61,11 @@ def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
         for table, name in (("text_key_values", "key"), ("number_key_values", "value"))
     }
     last = _ask(store, findings, "the last row", _last_id(store)) or 0
+    return _checked(store, last, searched, findings)
+
+
+def _checked(store: Store, last: int, searched: dict[str, dict[int, Any] | None], findings: Findings) -> Iterator[Row]:
+    """The good rows up to an id; ``searched``: what ASE's tables say of some pairs, by row."""
     keys, seen = KeyRing(), {}
     for start in range(0, last, CHUNK):
         for row in _readable(store, start, min(start + CHUNK, last), findings):
