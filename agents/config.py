@@ -34,7 +34,7 @@ class RunConfig:
         learning_rate, minibatches, epochs, entropy, discount, trace, clip, min_deviation, target_kl, anneal: see
             :class:`agents.ppo.PPOConfig`.
         checkpoint_every: updates between two checkpoints.
-        store: folder or file of the results store; ``None`` for the engine's default.
+        store: file or URL of the results store; ``None`` for the user's.
         workers: processes that calculate; ``None`` for one per GPU that the engine can use, else one per core.
     """
 

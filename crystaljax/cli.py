@@ -1,4 +1,4 @@
-"""The command line: ``crystaljax train``, ``evaluate``, ``show``, ``doctor`` and ``tasks``.
+"""The command line: ``crystaljax train``, ``evaluate``, ``show``, ``doctor``, ``tasks`` and ``store``.
 
 Here, and only here, environment, agents and DFT engines are wired together. Commands import what they need, so that
 help is fast.
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from crystaljax import cli_store
 
 if TYPE_CHECKING:
     from agents.config import RunConfig
@@ -92,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
 
     tasks = commands.add_parser("tasks", help="list the registered tasks")
     tasks.set_defaults(command=_tasks)
+
+    cli_store.add_commands(commands)
     return parser
 
 
@@ -129,7 +133,7 @@ def _add_train(commands: Any) -> None:
     how = train.add_argument_group("where rewards come from")
     add(how, "--engine", "DFT engine (see `crystaljax doctor`), or unrelaxed-density: no DFT, density tasks only")
     add(how, "--preset", "settings of the engine: fast, crystalgym, standard ...")
-    add(how, "--store", "file of the results store, shared by all runs", metavar="FILE")
+    add(how, "--store", "results store, shared by all runs: a file, or postgresql://...", metavar="FILE|URL")
     add(how, "--workers", "processes that calculate (default: one per GPU, else one per core)", type=int)
 
     run = train.add_argument_group("the run")

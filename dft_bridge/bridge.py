@@ -131,7 +131,7 @@ class Bridge:
         self._preset = preset
         self._lock = threading.Lock()
         self._fingerprints: dict[str, dict[str, Any]] = {}
-        self._keys: dict[tuple[str, str], Keys] = {}
+        self._keys: dict[tuple[bytes, bytes, str], Keys] = {}
         self._memory: dict[str, Result] = {}
         self._in_flight: dict[str, Future[Result]] = {}
         self._inboxes: set[queue.SimpleQueue[Future | None]] = set()
@@ -425,7 +425,7 @@ class Bridge:
         return f"{self.engine.name} {version}".strip() + (f", {self._preset}" if self._preset else "")
 
     def _keys_of(self, skeleton: Skeleton, property_name: str) -> Keys:
-        which = (skeleton.digest, property_name)
+        which = (skeleton.lattice.tobytes(), skeleton.frac_coords.tobytes(), property_name)
         if which not in self._keys:
             self._keys[which] = Keys(skeleton, property_name, self._fingerprints[property_name])
         return self._keys[which]

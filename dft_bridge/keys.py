@@ -1,8 +1,10 @@
 """What is asked of an engine, and the key under which its answer is kept.
 
 Two labelings of a skeleton that its symmetry turns into each other are one crystal, so a request holds the smallest
-of them. Its key is a SHA-256 over geometry, elements, property and everything of the engine that can change the
-number; whoever computes it, on whatever machine, gets the same key.
+of them. Its key is a SHA-256 over the skeleton's standard form (:mod:`dft_bridge.standard_form`), the elements in the
+order of that form, the property and everything of the engine that can change the number. So it does not depend on the
+axes, the origin or the site order that describe a crystal, nor on its hand, and whoever computes it, on whatever
+machine, gets the same key.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import canonical_numbers
 from dft_bridge.engines.base import Crystal
+from dft_bridge.standard_form import standard_form
 
 KEY_PREFIX = "cj"
 """How keys begin; ASE refuses to store text that reads as a number, which a bare digest may."""
@@ -58,11 +61,41 @@ class Keys:
 
     def __init__(self, skeleton: Skeleton, property_name: str, fingerprint: Mapping[str, Any]):
         """``fingerprint``: JSON-able, see :class:`dft_bridge.engines.base.Engine`."""
+        form = standard_form(skeleton.lattice, skeleton.frac_coords)
+        # Every equivalent of a labeling, in the site order of the standard form.
+        self._images = np.unique(skeleton.permutations[:, form.orders].reshape(-1, skeleton.n_sites), axis=0)
         settings = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
-        self._common = hashlib.sha256(f"{settings}\n{skeleton.digest}\n{property_name}\n".encode())
+        self._common = hashlib.sha256(f"{settings}\n{property_name}\n".encode() + form.geometry.astype("<i8").tobytes())
 
     def key(self, numbers: Sequence[int] | np.ndarray) -> str:
-        """The key of a canonical labeling, integer [N]."""
+        """The key of a labeling, integer [N], in the site order of the skeleton."""
         digest = self._common.copy()
-        digest.update(np.asarray(numbers, dtype="<i4").tobytes())
+        digest.update(canonical_numbers(np.asarray(numbers, dtype="<i4"), self._images).tobytes())
         return KEY_PREFIX + digest.hexdigest()
+
+
+def limited_key(key: str, limits: Mapping[str, Any]) -> str:
+    """The key of a failure that speaks of limits (JSON-able) as much as of the crystal: other limits try again."""
+    return KEY_PREFIX + hashlib.sha256(f"{key} {json.dumps(limits, sort_keys=True)}".encode()).hexdigest()
+
+
+class KeyRing:
+    """Makes keys from finished crystals. Keeps what it worked out for their skeletons."""
+
+    def __init__(self) -> None:
+        self._keys: dict[tuple[bytes, bytes, str, str], Keys] = {}
+
+    def key(
+        self,
+        crystal: Crystal,
+        property_name: str,
+        fingerprint: Mapping[str, Any],
+        limits: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The key of a crystal, as :meth:`Keys.key` gives it for its labeling of its skeleton, under ``limits``."""
+        lattice, sites = crystal.lattice, crystal.frac_coords
+        which = lattice.tobytes(), sites.tobytes(), property_name, json.dumps(fingerprint, sort_keys=True)
+        if which not in self._keys:
+            self._keys[which] = Keys(Skeleton("crystal", lattice, sites, ()), property_name, fingerprint)
+        key = self._keys[which].key(crystal.numbers)
+        return limited_key(key, limits) if limits else key

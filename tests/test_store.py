@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import itertools
+import json
 import math
+import re
+import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -12,37 +19,109 @@ from pathlib import Path
 
 import ase.db
 import numpy as np
+import postgres_server
 import pytest
 from ase import Atoms
 
+from crystaljax import library
+from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, Result
-from dft_bridge.store import PATH_VARIABLE, Record, Store, StoreError, default_path
+from dft_bridge.keys import Keys, Request, limited_key
+from dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
+from dft_bridge.store.export import read_file, write_lines
+from dft_bridge.store.query import Query, tally
+from dft_bridge.store.records import LOG_CHARACTERS
+from dft_bridge.store.verify import Findings, good_rows, verify
 
 NACL = Crystal(
     np.array([[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([11, 17])
 )
-GOOD = Result(5.1, Status.OK, 12.5, "", {"kpoints": [4, 4, 4], "iterations": 9})
-BAD = Result.failure(Status.NOT_CONVERGED, "no self-consistency within 60 iterations", 80.0, iterations=60)
+GOOD = Result(5.1, Status.OK, 12.5, "", {"kpoints": [4, 4, 4], "iterations": 9, "tolerance": 1e-07})
+BAD = Result.failure(Status.NOT_CONVERGED, "no self-consistency within 60 iterations", 80.0, "...\nstop", iterations=60)
+FINGERPRINT = {"engine": "fake", "cutoff": 400.0}
+VERSION_1 = Path(__file__).parent / "data" / "store_v1.db"
+"""Written by the last version whose stores had no schema number: seven results of five crystals, because the rocksalt
+and the perovskite are described in two ways each."""
 
 
 def record(key, result=GOOD, crystal=NACL):
-    return Record(key, crystal, "band_gap", result, "fake 1.0, fast", {"engine": "fake", "cutoff": 400.0})
+    return Record(key, crystal, "band_gap", result, "fake 1.0, fast", FINGERPRINT)
+
+
+def real(numbers=(11, 17), result=GOOD, skeleton=None, property_name="band_gap", fingerprint=FINGERPRINT):
+    """A record under its real key."""
+    skeleton = skeleton or library.rocksalt()
+    request = Request.of(skeleton, numbers, property_name)
+    key = Keys(skeleton, property_name, fingerprint).key(request.numbers)
+    return Record(key, request.crystal, property_name, result, "fake 1.0, fast", fingerprint)
+
+
+def many(count):
+    """Records of different perovskites; their values count up."""
+    labelings = itertools.product(range(3, 40), range(41, 80), [8])
+    return [
+        real([a, b, x, x, x], Result(float(i), Status.OK, 1.0, "", {"text": "x" * 200}), library.perovskite())
+        for i, (a, b, x) in enumerate(itertools.islice(labelings, count))
+    ]
+
+
+@pytest.fixture(scope="session")
+def new_schema():
+    pytest.importorskip("ase_db_backends", reason="needs pip install 'crystaljax[postgres]'")
+    if postgres_server.programs() is None:
+        pytest.skip("needs the programs of a PostgreSQL server (Debian package postgresql)")
+    with postgres_server.server(postgres_server.programs()) as new:
+        yield new
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def where(request, tmp_path):
+    """Path or URL of a store that does not exist yet."""
+    return tmp_path / "deep" / "results.db" if request.param == "sqlite" else request.getfixturevalue("new_schema")()
 
 
 @pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "deep" / "results.db")
+def store(where):
+    return Store(where)
 
 
-def test_what_is_written_comes_back(store):
+@pytest.fixture
+def file(tmp_path):
+    """A store in a file."""
+    return Store(tmp_path / "results.db")
+
+
+def lines(store, tmp_path):
+    """The export of a store, parsed."""
+    with open(tmp_path / "lines.jsonl", "w") as out:
+        write_lines(store.rows(), out)
+    return [json.loads(line) for line in open(tmp_path / "lines.jsonl")]
+
+
+def test_what_is_written_comes_back(store, where):
     store.write([record("cj0a"), record("cj0b", BAD)])
-    found = Store(store.path).read(["cj0a", "cj0b", "cj0c"])
+    found = Store(where).read(["cj0a", "cj0b", "cj0c"])
     assert set(found) == {"cj0a", "cj0b"} and len(store) == 2
     assert found["cj0a"] == GOOD
     assert math.isnan(found["cj0b"].value)
     assert found["cj0b"].status is Status.NOT_CONVERGED
     assert found["cj0b"].message == BAD.message and found["cj0b"].details == {"iterations": 60}
+    assert found["cj0b"].log == "...\nstop"
+
+
+def test_details_may_hold_nan_and_arrays(store):
+    details = {"residual": math.nan, "bound": math.inf, "lattice": np.eye(3), "energies": [1.0, math.nan]}
+    store.write([record("cj0a", Result(1.0, Status.OK, details=details))])
+    found = store.read(["cj0a"])["cj0a"].details
+    assert math.isnan(found["residual"]) and found["bound"] == math.inf and math.isnan(found["energies"][1])
+    np.testing.assert_array_equal(found["lattice"], np.eye(3))
+
+
+def test_of_a_long_log_the_end_is_kept(file):
+    log = "".join(f"line {i}\n" for i in range(10_000))
+    file.write([record("cj0a", dataclasses.replace(BAD, log=log))])
+    assert file.read(["cj0a"])["cj0a"].log == log[-LOG_CHARACTERS:]
 
 
 def test_a_key_keeps_its_first_row(store):
@@ -59,12 +138,12 @@ def test_many_keys_in_one_lookup(store):
     assert store.read([]) == {}
 
 
-def test_rows_are_ase_rows(store):
+def test_rows_are_ase_rows(store, where):
     store.write([record("cj0a"), record("cj0b", BAD)])
-    database = ase.db.connect(store.path)
+    database = ase.db.connect(where)
     row = database.get(status="OK")
     assert row.formula == "NaCl" and row.value == 5.1 and row.engine == "fake 1.0, fast" and row.seconds == 12.5
-    assert row.data["fingerprint"] == {"engine": "fake", "cutoff": 400.0} and row.data["message"] == ""
+    assert row.calculator == "fake" and row.calculator_parameters == FINGERPRINT and row.data["message"] == ""
     atoms = row.toatoms()
     assert atoms.pbc.all()
     np.testing.assert_allclose(atoms.cell, NACL.lattice)
@@ -74,14 +153,33 @@ def test_rows_are_ase_rows(store):
     assert database.count("value>0") == 1, "a failure has no value to select by"
 
 
-def test_ase_command_line_lists_it(store):
+def test_ase_command_line_lists_it(store, where):
     store.write([record("cj0a"), record("cj0b", BAD)])
     columns = "formula,property,value,status,engine"
-    command = [sys.executable, "-m", "ase", "db", str(store.path), "-c", columns]
+    command = [sys.executable, "-m", "ase", "db", str(where), "-c", columns]
     listing = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert listing.returncode == 0, listing.stderr
     for text in ("NaCl", "band_gap", "5.1", "OK", "NOT_CONVERGED", "fake 1.0"):
         assert text in listing.stdout
+
+
+def test_ase_web_view_shows_it(store, where):
+    pytest.importorskip("flask")
+    from ase.db.app import DBApp
+
+    store.write([record("cj0a"), record("cj0b", BAD)])
+    app = DBApp()
+    app.add_project("default", ase.db.connect(where))
+    client = app.flask.test_client()
+    page = client.get("/")
+    assert page.status_code == 200 and "CrystalJAX results" in page.text
+    session = re.search(r"update_table\(\s*(\d+)", page.text)[1]
+    table = client.get(f"/update/{session}/query/0/?query=status=OK")
+    assert table.status_code == 200 and "out of 1" in table.text
+    assert "NOT_CONVERGED" not in client.get(f"/update/{session}/toggle/status/").text
+    assert "NOT_CONVERGED" in client.get(f"/update/{session}/query/0/?query=status!=OK").text
+    row = client.get("/default/row/1")
+    assert row.status_code == 200 and "band_gap" in row.text and "5.1" in row.text
 
 
 WRITER = """
@@ -90,18 +188,35 @@ WRITER = """
     from test_store import BAD, GOOD, record
     from dft_bridge.store import Store
 
-    store = Store({path!r})
-    for start in range(0, 100, 10):
+    store = Store({where!r})
+    for start in range(0, {count}, 10):
         store.write([record(f"cj{{i}}x") for i in range(start, start + 10)])
+        print(start + 10, flush=True)
 """
 
 
-def test_processes_that_start_on_no_file_write_no_key_twice(store, tmp_path):
-    code = textwrap.dedent(WRITER.format(tests=str(Path(__file__).parent), path=str(store.path)))
-    writers = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    for writer in writers:
-        assert writer.wait(120) == 0, writer.stderr.read()
+def writer(where, count):
+    code = textwrap.dedent(WRITER.format(tests=str(Path(__file__).parent), where=str(where), count=count))
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_processes_that_start_on_nothing_write_no_key_twice(store, where):
+    writers = [writer(where, 100) for _ in range(3)]
+    for process in writers:
+        assert process.wait(120) == 0, process.stderr.read()
     assert len(store) == 100 and len(store.read([f"cj{i}x" for i in range(100)])) == 100
+
+
+def test_what_a_killed_process_has_written_is_there(file):
+    process = writer(file.path, 10_000)
+    for _ in range(5):
+        written = int(process.stdout.readline())
+    process.send_signal(signal.SIGKILL)
+    written = max([written, *(int(line) for line in process.stdout)])
+    process.wait(60)
+    assert len(file) in (written, written + 10), "the last transaction may be complete without having been reported"
+    assert len(file.read([f"cj{i}x" for i in range(written)])) == written
+    file.write([record("cjafterwards")])
 
 
 def test_threads_may_share_a_store(store):
@@ -117,18 +232,49 @@ def test_threads_may_share_a_store(store):
     assert len(store) == 50
 
 
-def test_sqlite_itself_refuses_a_key_twice(store):
-    store.write([record("cj0a")])
+def test_the_database_itself_refuses_a_key_twice(file):
+    file.write([record("cj0a")])
     with pytest.raises(sqlite3.IntegrityError):
-        ase.db.connect(store.path).write(Atoms("H"), key="cj0a")
+        ase.db.connect(file.path).write(Atoms("H"), key="cj0a")
+
+
+@pytest.mark.postgres
+def test_postgres_itself_refuses_a_key_twice(new_schema):
+    import psycopg2
+
+    url = new_schema()
+    Store(url).write([record("cj0a")])
+    with pytest.raises(psycopg2.errors.UniqueViolation):
+        ase.db.connect(url).write(Atoms("H"), key="cj0a")
 
 
 def test_a_failed_write_leaves_nothing_behind(store):
     store.open()
     broken = record("cj0b", Result(1.0, Status.OK, details={"not JSON": object()}))
-    with pytest.raises(AttributeError):
+    with pytest.raises((AttributeError, TypeError)):
         store.write([record("cj0a"), broken])
     assert len(store) == 0
+
+
+def test_clocks_do_not_matter(store, monkeypatch):
+    """Rows keep the order in which they were written and are told apart while the clock jumps back."""
+    from dft_bridge.store import records
+
+    times = iter([26.0, 10.0, 26.0, -3.0])
+    monkeypatch.setattr(records, "now", lambda: next(times))
+    for i in range(4):
+        store.write([record(f"cj{i}t")])
+    assert [row.key for row in store.rows()] == [f"cj{i}t" for i in range(4)]
+
+
+def test_a_write_ahead_log_is_switched_off(file):
+    """It needs memory that all processes share, so it breaks on a folder that several hosts use."""
+    file.open()
+    with contextlib.closing(sqlite3.connect(file.path)) as connection:
+        assert connection.execute("PRAGMA journal_mode=WAL").fetchone() == ("wal",)
+    file.write([record("cj0a")])
+    with contextlib.closing(sqlite3.connect(file.path)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
 def test_unusable_paths_are_explained(tmp_path):
@@ -140,27 +286,328 @@ def test_unusable_paths_are_explained(tmp_path):
         Store(text / "results.db").open()
     with pytest.raises(StoreError, match="cannot be opened"):
         Store(tmp_path).open()
+    with pytest.raises(StoreError, match="there is no store"):
+        list(Store(tmp_path / "missing.db", create=False).rows())
+    assert not (tmp_path / "missing.db").exists()
 
 
-def test_a_full_disk_is_explained(store):
-    store.open()
-    real = store._database._connect
+def test_a_database_of_something_else_is_left_alone(tmp_path):
+    ase.db.connect(tmp_path / "mine.db").write(Atoms("H"))
+    with pytest.raises(StoreError, match="an ASE database of something else; give the store one of its own"):
+        Store(tmp_path / "mine.db").write([record("cj0a")])
+    assert ase.db.connect(tmp_path / "mine.db").count() == 1
 
-    def small_disk():
-        connection = real()
-        connection.execute("PRAGMA max_page_count=1")  # SQLite then answers as on a full disk
-        return connection
 
-    store._database._connect = small_disk
+@pytest.mark.postgres
+def test_unusable_servers_are_explained(new_schema):
+    url = new_schema()
+    with pytest.raises(StoreError, match="does not exist; check the URL") as error:
+        Store(url.replace("/postgres?", "/missing?")).open()
+    assert "no-secret" not in str(error.value) and "crystal:***@" in str(error.value)
+    with pytest.raises(StoreError, match="check the URL and that the server runs"):
+        Store("postgresql://crystal@/any?host=/nowhere").open()
+
+
+def test_a_full_disk_is_explained(file, monkeypatch):
+    file.open()
+    real_transaction = file.database.transaction
+
+    @contextlib.contextmanager
+    def small_disk(write):
+        with real_transaction(write) as connection:
+            connection.execute("PRAGMA max_page_count=1")  # SQLite then answers as on a full disk
+            yield connection
+
+    monkeypatch.setattr(file.database, "transaction", small_disk)
     with pytest.raises(StoreError, match="disk is full; free some space"):
-        store.write([record(f"cj{i}") for i in range(200)])
-    store._database._connect = real
-    assert len(store) == 0
+        file.write([record(f"cj{i}") for i in range(200)])
+    monkeypatch.undo()
+    assert len(file) == 0
 
 
 def test_default_path(monkeypatch, tmp_path):
     monkeypatch.delenv(PATH_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert default_path() == tmp_path / "crystaljax" / "results.db"
+    assert default_path() == str(tmp_path / "crystaljax" / "results.db")
     monkeypatch.setenv(PATH_VARIABLE, str(tmp_path / "mine.db"))
     assert Store().path == tmp_path / "mine.db"
+
+
+# Schema
+
+
+@pytest.fixture
+def version_1(tmp_path):
+    return Path(shutil.copy(VERSION_1, tmp_path / "old.db"))
+
+
+def key_of_planewave(skeleton, numbers, property_name, path):
+    (fingerprint,) = {json.dumps(row.fingerprint) for row in Store(path).rows() if row.property == property_name}
+    request = Request.of(skeleton, numbers, property_name)
+    return Keys(skeleton, property_name, json.loads(fingerprint)).key(request.numbers)
+
+
+def test_a_store_of_the_first_version_is_brought_up_to_date(version_1):
+    salt = key_of_planewave(library.rocksalt(), [17, 11], "band_gap", version_1)
+    perovskite = key_of_planewave(library.perovskite(), [20, 22, 8, 8, 8], "band_gap", version_1)
+    store = Store(version_1)
+    found = store.read([salt, perovskite])
+    assert found[salt].value == 5.06, "of two equal crystals the first stays"
+    assert found[perovskite].value == 1.87, "of a failure and a success the success stays"
+    assert len(store) == 5 and store.version() == 2 and verify(store) == Findings(2, 5, [])
+    assert ase.db.connect(version_1).count("Na,Cl") == 1
+    store.write([real()])
+    assert len(Store(version_1)) == 6
+
+
+def test_looking_into_an_old_store_does_not_change_it(version_1):
+    store = Store(version_1, create=False)
+    assert len(list(store.rows())) == 7 and verify(store) == Findings(1, 7, [])
+    assert version_1.read_bytes() == VERSION_1.read_bytes()
+
+
+def test_several_may_bring_a_store_up_to_date_at_once(version_1):
+    stores = [Store(version_1) for _ in range(4)]
+    threads = [threading.Thread(target=store.open) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [len(store) for store in stores] == [5] * 4 and not verify(stores[0]).problems
+
+
+def test_a_newer_store_is_refused(store, where):
+    store.write([record("cj0a")])
+    with store.transaction(write=True) as connection:
+        store.database.execute(connection, "UPDATE information SET value='3' WHERE name='crystaljax_schema'")
+    newer = Store(where)
+    for use in (newer.open, lambda: newer.read(["cj0a"]), lambda: list(newer.rows()), lambda: verify(newer)):
+        with pytest.raises(StoreError, match="schema 3.*pip install --upgrade crystaljax"):
+            use()
+
+
+# Export, import, merge
+
+
+def test_export_and_import_are_exact(store, tmp_path):
+    odd = Result(
+        1 / 3, Status.OK, 0.1 + 0.2, "naïve; \n two lines", {"list": [1, 2.5, None, {"a": True}], "tiny": 5e-324}
+    )
+    store.write([real(), real([12, 8], BAD), real([20, 22, 8, 8, 8], odd, library.perovskite())])
+    before = lines(store, tmp_path)
+    other = Store(tmp_path / "other.db")
+    merged = read_file(other, tmp_path / "lines.jsonl")
+    assert (merged.added, merged.known, len(other)) == (3, 0, 3)
+    assert lines(other, tmp_path) == before
+    assert read_file(store, tmp_path / "lines.jsonl").known == 3 and lines(store, tmp_path) == before
+
+
+def test_an_export_of_the_first_version_can_be_imported(version_1, file, tmp_path):
+    old = Store(version_1, create=False)
+    with open(tmp_path / "old.jsonl", "w") as out:
+        write_lines(old.rows(), out, old.version())
+    merged = read_file(file, tmp_path / "old.jsonl")
+    assert (merged.added, merged.replaced, merged.known) == (5, 1, 1) and not verify(file).problems
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda line: "{", "line 2 of .* is no result"),
+        (lambda line: "[1, 2]", "line 2"),
+        (lambda line: line.replace('"seconds"', '"duration"'), "it has no 'seconds'"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8,16]'), "its key belongs to another crystal"),
+        (lambda line: line.replace('"cutoff":400.0', '"cutoff":500.0'), "its key belongs to another crystal"),
+        (lambda line: line.replace('"value":null', '"value":1.0'), "its status is NOT_CONVERGED, its value is 1.0"),
+        (lambda line: line.replace("NOT_CONVERGED", "MAYBE"), "'MAYBE' is not one of OK"),
+        (lambda line: line.replace('"schema":2', '"schema":9'), "schema 9, newer than 2"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8]'), r"must be \[N\]"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8,900]'), "atomic numbers must be 1-118"),
+    ],
+)
+def test_a_changed_line_is_refused(file, tmp_path, change, reason):
+    path = tmp_path / "lines.jsonl"
+    file.write([real(), real([12, 8], BAD)])
+    lines(file, tmp_path)
+    first, second = path.read_text().splitlines()
+    assert change(second) != second
+    path.write_text(f"{first}\n{change(second)}\n")
+    target = Store(tmp_path / "target.db")
+    with pytest.raises(StoreError, match=reason):
+        read_file(target, path)
+    assert not target.path.exists(), "one bad line, and nothing is taken over"
+
+
+def test_merge(store, tmp_path):
+    ours = [real([11, 17]), real([12, 8], BAD), real([3, 9]), real([19, 17])]
+    theirs = [
+        real([11, 17], BAD),
+        real([12, 8], GOOD),
+        real([3, 9], dataclasses.replace(GOOD, value=5.2)),
+        real([19, 17], dataclasses.replace(GOOD, value=5.1 * (1 + 1e-9))),
+        real([37, 17]),
+    ]
+    other = Store(tmp_path / "other.db")
+    store.write(ours)
+    other.write(theirs)
+    merged = store.merge(other.rows())
+    assert (merged.added, merged.replaced, merged.known, merged.refused) == (1, 1, 3, 0)
+    (conflict,) = merged.conflicts
+    assert (conflict.key, conflict.formula, conflict.ours, conflict.theirs) == (ours[2].key, "LiF", 5.1, 5.2)
+    assert {key: result.value for key, result in store.read([r.key for r in theirs]).items()} == {
+        r.key: 5.1 for r in theirs
+    }
+    again = store.merge(other.rows())
+    assert (again.added, again.replaced, again.known) == (0, 0, 5) and len(store) == 5
+    assert verify(store) == Findings(2, 5, []) and len(other) == 5
+    ids = [row.id for row in store.rows()]
+    assert len(set(ids)) == 5 and ids == sorted(ids)
+
+
+def test_merging_refuses_what_has_a_wrong_key(file, tmp_path):
+    other = Store(tmp_path / "other.db")
+    other.write([real([11, 17]), record(real([12, 8]).key)])
+    merged = file.merge(other.rows())
+    assert (merged.added, merged.refused, len(file)) == (1, 1, 1)
+
+
+def test_a_failure_under_limits_has_a_key_of_its_own(file, tmp_path):
+    limits = {"timeout": 3.0, "memory": None}
+    plain = real(result=Result.failure(Status.TIMEOUT, "stopped after 3 s", 3.0, limits=limits))
+    file.write([dataclasses.replace(plain, key=limited_key(plain.key, limits)), real()])
+    assert verify(file) == Findings(2, 2, []) and Store(tmp_path / "other.db").merge(file.rows()).added == 2
+    assert limited_key("cj0", limits) != limited_key("cj0", limits | {"timeout": 4.0})
+
+
+# Verification and rescue
+
+
+def test_a_sound_store_has_no_problems(store):
+    store.write([*many(20), real([12, 8], BAD)])
+    assert verify(store) == Findings(2, 21, [])
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("UPDATE systems SET numbers=zeroblob(20) WHERE id=3", "row 3: its atomic numbers"),
+        (
+            "UPDATE systems SET numbers=(SELECT numbers FROM systems WHERE id=4) WHERE id=3",
+            "row 3: its key is not that",
+        ),
+        ("UPDATE systems SET key_value_pairs=replace(key_value_pairs, '2.0', '3.0') WHERE id=3", "row 3: ASE's tables"),
+        (
+            "UPDATE systems SET key_value_pairs=replace(key_value_pairs, '2.0', 'NaN') WHERE id=3",
+            "row 3: its status is",
+        ),
+        ("UPDATE systems SET key_value_pairs='{' WHERE id=3", "row 3 cannot be read"),
+        ("UPDATE systems SET data=zeroblob(100) WHERE id=3", "row 3 cannot be read"),
+        ("UPDATE systems SET cell=zeroblob(17) WHERE id=3", "row 3 cannot be read"),
+        ("UPDATE systems SET positions=zeroblob(24) WHERE id=3", r"row 3: numbers, cell and positions must be \[N\]"),
+    ],
+)
+def test_a_wrong_row_is_found(file, statement, problem):
+    file.write(many(10))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute(statement)
+    findings = verify(file)
+    assert findings.good == 9 and len(findings.problems) == 1
+    with pytest.raises(AssertionError, match=problem):
+        raise AssertionError(findings.problems[0])
+
+
+def test_a_key_that_is_there_twice_is_found(file):
+    file.write(many(10))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute("DROP INDEX crystaljax_key")
+        columns = [
+            name for _, name, *_ in connection.execute("PRAGMA table_info(systems)") if name not in ("id", "unique_id")
+        ]
+        names = ", ".join(columns)
+        connection.execute(f"INSERT INTO systems ({names}) SELECT {names} FROM systems WHERE id=5")
+        for table in ("text_key_values", "number_key_values"):
+            connection.execute(f"INSERT INTO {table} SELECT key, value, 11 FROM {table} WHERE id=5")
+    findings = verify(file)
+    assert findings.good == 10
+    assert findings.problems == [
+        "the index of keys is missing, so a key may be there twice",
+        "row 11: row 5 has the same key",
+    ]
+
+
+def damage(path, text):
+    """Overwrite the page of an SQLite file on which the text comes first."""
+    content = bytearray(path.read_bytes())
+    start = content.find(text.encode()) // 4096 * 4096
+    content[start : start + 4096] = b"\xff" * 4096
+    path.write_bytes(content)
+
+
+def test_a_damaged_page_gives_one_clear_error_and_the_rest_can_be_saved(file, tmp_path):
+    records = many(300)
+    file.write(records)
+    damage(file.path, f'"key": "{records[150].key}"')
+    with pytest.raises(StoreError, match="it is damaged; `crystaljax store verify` says what can be rescued"):
+        file.read([r.key for r in records])
+    findings = verify(file)
+    assert 285 <= findings.good < 300 and len(findings.problems) > 300 - findings.good
+
+    with open(tmp_path / "saved.jsonl", "w") as out:
+        assert write_lines(good_rows(Store(file.path), Findings()), out) == findings.good
+    saved = Store(tmp_path / "saved.db")
+    assert read_file(saved, tmp_path / "saved.jsonl").added == findings.good
+    found = saved.read([r.key for r in records])
+    assert len(found) == findings.good and all(found[r.key] == r.result for r in records if r.key in found)
+
+
+# Questions
+
+
+def test_queries_select(store):
+    perovskite = library.perovskite()
+    store.write(
+        [
+            real([11, 17], dataclasses.replace(GOOD, value=5.0)),
+            real([12, 8], BAD),
+            real([20, 22, 8, 8, 8], dataclasses.replace(GOOD, value=1.9), perovskite),
+            real([20, 22, 8, 8, 8], dataclasses.replace(GOOD, value=4.1), perovskite, "density"),
+        ]
+    )
+
+    def formulas(**conditions):
+        return [row.formula for row in Query(**conditions).select(store.rows(data=False))]
+
+    assert formulas() == ["NaCl", "MgO", "CaTiO3", "CaTiO3"]
+    assert formulas(property_name="band_gap", status="OK") == ["NaCl", "CaTiO3"]
+    assert formulas(elements=("O",)) == ["MgO", "CaTiO3", "CaTiO3"] and formulas(elements=("O", "Na")) == []
+    assert formulas(minimum=1.9, maximum=4.5) == ["CaTiO3", "CaTiO3"] and formulas(maximum=2) == ["CaTiO3"]
+    assert formulas(formula="Ti2Ca2O6") == ["CaTiO3", "CaTiO3"] and formulas(engine="fast", formula="OMg") == ["MgO"]
+    assert formulas(engine="gpaw") == []
+    counts = {(t.property, t.status): (t.results, t.core_seconds) for t in tally(store.rows(data=False))}
+    assert counts == {
+        ("band_gap", "NOT_CONVERGED"): (1, 80.0),
+        ("band_gap", "OK"): (2, 25.0),
+        ("density", "OK"): (1, 12.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason"),
+    [
+        ({"property_name": "gap"}, "choose one of band_gap"),
+        ({"status": "good"}, "choose one of OK"),
+        ({"elements": ("Xy",)}, "Xy: not an element"),
+        ({"formula": "not a formula"}, "not a formula"),
+        ({"formula": "Xy2"}, "not a formula"),
+    ],
+)
+def test_senseless_queries_are_refused(condition, reason):
+    with pytest.raises(ValueError, match=reason):
+        Query(**condition)
+
+
+def test_rows_know_their_crystal():
+    row = Row.of(real([20, 22, 8, 8, 8], GOOD, library.perovskite()))
+    assert row.formula == "CaTiO3" and row.result == GOOD
+    skeleton = Skeleton("again", row.crystal.lattice, row.crystal.frac_coords, ())
+    assert Keys(skeleton, "band_gap", FINGERPRINT).key(row.crystal.numbers) == row.key

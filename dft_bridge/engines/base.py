@@ -46,6 +46,7 @@ class Result:
         seconds: CPU seconds of the worker (user and system).
         message: one line for people: the reason of a failure, empty when all went well.
         details: JSON-able facts worth keeping (iterations, fit residual, relaxed lattice ...).
+        log: of a failure, the end of what the engine printed, if it prints; the store keeps the last 4,000 characters.
     """
 
     value: float
@@ -53,11 +54,12 @@ class Result:
     seconds: float = 0.0
     message: str = ""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    log: str = ""
 
     @staticmethod
-    def failure(status: Status, message: str, seconds: float = 0.0, **details: Any) -> Result:
+    def failure(status: Status, message: str, seconds: float = 0.0, log: str = "", **details: Any) -> Result:
         """A result without a value."""
-        return Result(float("nan"), status, seconds, message, details)
+        return Result(float("nan"), status, seconds, message, details, log)
 
 
 @runtime_checkable

@@ -1,0 +1,122 @@
+"""Is everything in a store as it should be, and what can be saved if not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dft_bridge.keys import KeyRing
+from dft_bridge.store import schema
+from dft_bridge.store.databases import INDEX
+from dft_bridge.store.records import Row
+from dft_bridge.store.store import Store, StoreError
+from dft_bridge.store.table import CHUNK, read_rows
+
+_UNREADABLE = (ValueError, KeyError, TypeError, AssertionError, IndexError, AttributeError, OverflowError)
+"""What decoding raises on bytes that are not what was written."""
+
+
+@dataclasses.dataclass
+class Findings:
+    """What is wrong with a store.
+
+    Attributes:
+        version: its schema; 0 if it is empty or even that cannot be read.
+        good: rows that can be read, make sense and have the key of their crystal, property and settings.
+        problems: texts, one for each row or part that is wrong; empty for a sound store.
+    """
+
+    version: int = 0
+    good: int = 0
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+
+def verify(store: Store) -> Findings:
+    """Check every page and every row. Reads only; also a damaged store, as far as it can be read.
+
+    Checked are SQLite's own integrity, that the keys are unique and belong to the crystal, property and settings of
+    their rows, that values are finite exactly if the status is OK, and that ASE's tables for searching agree.
+    """
+    findings = Findings()
+    for _ in good_rows(store, findings):
+        findings.good += 1
+    return findings
+
+
+def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
+    """The rows worth keeping, of a damaged store too; everything else is noted in ``findings``, the version at once.
+
+    Raises:
+        StoreError: there is no store, it is a newer one, or the database cannot be reached.
+    """
+    findings.version = _ask(store, findings, "the schema", lambda c: schema.version(store.database, c)) or 0
+    findings.problems += _ask(store, findings, "a page", store.database.integrity) or []
+    if findings.version == 0 and not findings.problems:
+        return iter(())  # empty
+    if not _ask(store, findings, "the index of keys", lambda c: store.database.has(c, INDEX)):
+        findings.problems.append("the index of keys is missing, so a key may be there twice")
+    searched = {
+        name: _ask(store, findings, f"ASE's table of the {name}s", _column(store, table, name))
+        for table, name in (("text_key_values", "key"), ("number_key_values", "value"))
+    }
+    last = _ask(store, findings, "the last row", _last_id(store)) or 0
+    return _checked(store, last, searched, findings)
+
+
+def _checked(store: Store, last: int, searched: dict[str, dict[int, Any] | None], findings: Findings) -> Iterator[Row]:
+    """The good rows up to an id; ``searched``: what ASE's tables say of some pairs, by row."""
+    keys, seen = KeyRing(), {}
+    for start in range(0, last, CHUNK):
+        for row in _readable(store, start, min(start + CHUNK, last), findings):
+            try:
+                row.check()
+                if findings.version == schema.SCHEMA and row.expected_key(keys) != row.key:
+                    raise ValueError("its key is not that of its crystal, property and settings")
+                if row.key in seen:
+                    raise ValueError(f"row {seen[row.key]} has the same key")
+                for name, column in searched.items():
+                    if column is not None and column.get(row.id) != row.pairs.get(name):
+                        raise ValueError(f"ASE's tables say that its {name} is {column.get(row.id)}")
+            except _UNREADABLE as error:
+                findings.problems.append(f"row {row.id}: {error}")
+                continue
+            seen[row.key] = row.id
+            yield row
+
+
+def _ask(store: Store, findings: Findings, what: str, question: Callable[[Any], Any]) -> Any:
+    """The answer to a question to a connection; ``None`` and a finding if damage prevents it."""
+    try:
+        with store.transaction(upgrade=False) as connection:
+            return question(connection)
+    except StoreError as error:
+        if not store.database.damaged(error.__cause__):
+            raise
+        findings.problems.append(f"{what} cannot be read: {error.__cause__}")
+        return None
+
+
+def _column(store: Store, table: str, name: str) -> Callable[[Any], dict[int, Any]]:
+    """A question for a key-value pair as ASE's tables for searching have it, by row."""
+    query = f"SELECT id, value FROM {table} WHERE key=?"
+    return lambda connection: dict(store.database.execute(connection, query, [name]).fetchall())
+
+
+def _last_id(store: Store) -> Callable[[Any], int]:
+    return lambda connection: store.database.execute(connection, "SELECT MAX(id) FROM systems").fetchone()[0]
+
+
+def _readable(store: Store, after: int, upto: int, findings: Findings) -> list[Row]:
+    """The rows of a range of ids, without those whose page or content is damaged."""
+    try:
+        with store.transaction(upgrade=False) as connection:
+            return list(read_rows(store.database, connection, after, upto))
+    except (StoreError, *_UNREADABLE) as error:
+        if isinstance(error, StoreError) and not store.database.damaged(error.__cause__):
+            raise
+        if upto - after > 1:
+            middle = (after + upto) // 2
+            return _readable(store, after, middle, findings) + _readable(store, middle, upto, findings)
+        findings.problems.append(f"row {upto} cannot be read: {error.__cause__ or error}")
+        return []

@@ -1,0 +1,145 @@
+"""``crystaljax store ...``: what it prints, and that bad input gets one line that says what to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+from test_cli import run
+from test_store import BAD, GOOD, VERSION_1, damage, many, new_schema, real  # noqa: F401
+
+from crystaljax import cli_store
+from dft_bridge.store import PATH_VARIABLE, Store
+
+
+@pytest.fixture
+def filled(tmp_path, monkeypatch):
+    """The default store, with a success and a failure."""
+    store = Store(tmp_path / "results.db")
+    store.write([real(), real([12, 8], BAD)])
+    monkeypatch.setenv(PATH_VARIABLE, str(store.path))
+    return store
+
+
+def test_help_names_every_action_and_its_options(capsys):
+    code, out, _ = run(capsys, "store", "--help")
+    assert code == 0 and all(name in out for name in ("stats", "query", "export", "import", "merge", "verify"))
+    code, out, _ = run(capsys, "store", "query", "--help")
+    assert code == 0 and all(option in out for option in ("--store", "--property", "--elements", "--min", "--json"))
+
+
+def test_stats(capsys, filled):
+    code, out, _ = run(capsys, "store", "stats")
+    lines = out.splitlines()
+    assert code == 0 and lines[0].split() == ["property", "engine", "status", "results", "core-seconds"]
+    assert lines[1].split() == ["band_gap", "fake", "1.0,", "fast", "NOT_CONVERGED", "1", "80.0"]
+    assert lines[-1] == f"{filled.path}: 2 results, 1 with a value; 0.03 core-hours"
+    code, out, _ = run(capsys, "store", "stats", "--json")
+    found = json.loads(out)
+    assert (found["results"], found["core_seconds"]) == (2, 92.5)
+    assert {(g["status"], g["results"]) for g in found["groups"]} == {("OK", 1), ("NOT_CONVERGED", 1)}
+
+
+def test_query(capsys, filled):
+    code, out, _ = run(capsys, "store", "query", "--elements", "Na, Cl", "--min", 5)
+    assert code == 0 and out.splitlines()[1].split()[:5] == ["1", "NaCl", "band_gap", "5.1", "OK"]
+    assert out.splitlines()[-1] == "1 results"
+    code, out, _ = run(capsys, "store", "query", "--status", "NOT_CONVERGED", "--json")
+    line = json.loads(out)
+    assert (line["formula"], line["value"], line["message"], line["log"]) == ("MgO", None, BAD.message, BAD.log)
+    code, out, _ = run(capsys, "store", "query", "--limit", 1)
+    assert out.splitlines()[-1] == "1 results"
+
+
+def test_a_reader_may_leave_early(tmp_path):
+    store = Store(tmp_path / "results.db")
+    store.write(many(500))
+    command = f"{sys.executable} -m crystaljax.cli store query --json --store {store.path} | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert json.loads(done.stdout)["formula"] and done.stderr == ""
+
+
+def test_export_import_and_merge(capsys, filled, tmp_path):
+    lines, copy, other = tmp_path / "results.jsonl", tmp_path / "copy.db", tmp_path / "other.db"
+    code, out, err = run(capsys, "store", "export", lines)
+    assert code == 0 and out == "" and "2 results written" in err and len(lines.read_text().splitlines()) == 2
+    assert run(capsys, "store", "export", "-")[1] == lines.read_text()
+    code, out, _ = run(capsys, "store", "import", lines, "--store", copy)
+    assert code == 0 and "new: 2" in out and len(Store(copy)) == 2
+    Store(other).write([real(result=BAD), real([12, 8]), real([3, 9])])
+    code, out, err = run(capsys, "store", "merge", other, VERSION_1, "--store", copy)
+    assert code == 0 and err == ""
+    first, second = out.splitlines()
+    assert "new: 1, failures replaced by a success: 1, known already: 1 (with another value: 0)" in first
+    assert "new: 5, failures replaced by a success: 1, known already: 1" in second
+    assert run(capsys, "store", "verify", "--store", copy)[1].endswith("schema 2, 8 good results, 0 problems\n")
+
+
+def test_merge_tells_conflicts(capsys, filled, tmp_path):
+    Store(tmp_path / "other.db").write([real(result=dataclasses.replace(GOOD, value=5.3))])
+    code, out, err = run(capsys, "store", "merge", tmp_path / "other.db")
+    assert code == 0 and "conflict: NaCl band_gap is 5.1 here, 5.3 there; not changed" in err
+    assert "(with another value: 1)" in out
+
+
+def test_verify_and_rescue(capsys, tmp_path):
+    store, saved = Store(tmp_path / "results.db"), tmp_path / "saved.jsonl"
+    records = many(300)
+    store.write(records)
+    assert run(capsys, "store", "verify", "--store", store.path)[0] == 0
+    damage(store.path, f'"key": "{records[150].key}"')
+    code, out, err = run(capsys, "store", "verify", "--store", store.path)
+    assert code == cli_store.PROBLEMS and "cannot be read" in err
+    assert f"crystaljax store export --damaged saved.jsonl --store {store.path}" in err
+    code, _, err = run(capsys, "store", "export", saved, "--store", store.path)
+    assert code == 2 and "it is damaged; `crystaljax store verify`" in err and list(tmp_path.glob("saved*")) == []
+    code, _, err = run(capsys, "store", "export", "--damaged", saved, "--store", store.path)
+    assert code == cli_store.PROBLEMS
+    code, out, _ = run(capsys, "store", "import", saved, "--store", tmp_path / "new.db")
+    assert code == 0 and len(Store(tmp_path / "new.db")) == len(saved.read_text().splitlines()) >= 285
+
+
+@pytest.mark.postgres
+def test_a_store_moves_to_a_server(capsys, filled, new_schema):  # noqa: F811
+    url = new_schema()
+    code, out, _ = run(capsys, "store", "merge", filled.path, "--store", url)
+    assert code == 0 and "new: 2" in out and "no-secret" not in out
+    code, out, _ = run(capsys, "store", "query", "--store", url, "--formula", "NaCl")
+    assert code == 0 and "5.1" in out
+    assert run(capsys, "store", "verify", "--store", url)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["stats", "--store", "missing.db"], "there is no store"),
+        (["verify", "--store", "missing.db"], "there is no store"),
+        (["merge", "missing.db"], "there is no store"),
+        (["import", "missing.jsonl"], "cannot read missing.jsonl"),
+        (["query", "--property", "gap"], "choose one of band_gap"),
+        (["query", "--formula", "Xy2"], "is not a formula such as CaTiO3"),
+        (["query", "--limit", "0"], "give at least 1"),
+        (["export", "results.db"], "results.db exists; delete it or give another name"),
+        (["stats", "--store", "text.txt"], "it is not a database; move it away"),
+    ],
+)
+def test_bad_input_gets_one_line_of_advice(capsys, filled, monkeypatch, tmp_path, arguments, advice):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("no database\n" * 1000)
+    before = sorted(tmp_path.iterdir())
+    code, out, err = run(capsys, "store", *arguments)
+    assert code == 2 and advice in err and len(err.splitlines()) == 1 and out == ""
+    assert sorted(tmp_path.iterdir()) == before, "nothing is written"
+
+
+def test_help_is_light():
+    """The commands import what they need: help needs neither JAX nor ASE."""
+    program = (
+        "import sys, crystaljax.cli as c\ntry: c.main(['store', '-h'])\n"
+        "except SystemExit: print({'jax', 'ase'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "set()"
