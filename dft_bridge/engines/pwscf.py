@@ -60,8 +60,10 @@ FAILURES: tuple[tuple[str, Status, str], ...] = (
 """What ``pw.x`` writes, which outcome that is, and what to say; the first that is found counts."""
 _MACHINE = (
     r"(?i)(file \S+ not found|no space left on device|disk quota exceeded|read-only file system|permission denied"
+    r"|error (?:while )?(?:writing|opening)[^\n]*|out-of-resource|\w*_init failed|an error occurred in MPI_Init"
     r"|cannot allocate memory|would exceed memory limit|insufficient virtual memory)"
 )
+"""What ``pw.x``, Fortran and MPI write when files or memory run out."""
 
 
 class PwxFailure(Exception):
@@ -117,24 +119,23 @@ def find_program(command: str) -> Program:
         EngineNotReady: there is none, it does not start, or it is too old.
     """
     python = QEPY_HOME / "bin" / "python"
-    if command:
-        words = shlex.split(command)
-    elif shutil.which("pw.x"):
-        words = ["pw.x"]
-    elif python.exists():
-        words = [str(python), "-m", "qepy", "--pw.x"]
-    else:
+    if not command and shutil.which("pw.x"):
+        command = "pw.x"
+    elif not command and python.exists():
+        command = shlex.join([str(python), "-m", "qepy", "--pw.x"])
+    elif not command:
         raise EngineNotReady(f"pw.x is not on the PATH; {INSTALL_HINT}")
     try:
-        version = EspressoProfile(shlex.join(words), pseudo_dir="").version()
+        words = tuple(shlex.split(command))
+        version = EspressoProfile(command, pseudo_dir="").version()
     except (OSError, AssertionError, ValueError) as error:
         why = str(error) or "it does not say its version"
-        raise EngineNotReady(f"`{shlex.join(words)}` is not a pw.x that runs ({why}); {INSTALL_HINT}") from error
+        raise EngineNotReady(f"`{command}` is not a pw.x that runs ({why}); {INSTALL_HINT}") from error
     number = re.match(r"(\d+)\.(\d+)", version)
     if number is None or tuple(map(int, number.groups())) < OLDEST:
         oldest = ".".join(map(str, OLDEST))
         raise EngineNotReady(f"pw.x is version {version}, but {oldest} or later is needed; {INSTALL_HINT}")
-    return Program(tuple(words), version)
+    return Program(words, version)
 
 
 def oriented(atoms: Atoms) -> Atoms:
