@@ -54,7 +54,6 @@ FAILURES: tuple[tuple[str, Status, str], ...] = (
         Status.NOT_CONVERGED,
         r"the diagonalisation broke down: \1",
     ),
-    (r"(bfgs failed after .*)", Status.NOT_CONVERGED, r"the relaxation broke down: \1"),
     (r"(Not enough space allocated for radial FFT)", Status.NOT_CONVERGED, r"the cell changed too much: \1"),
 )
 """What ``pw.x`` writes, which outcome that is, and what to say; the first that is found counts."""
@@ -249,7 +248,7 @@ def failure(text: str, returncode: int) -> PwxFailure:
         raise (MemoryError if "memory" in machine[1].lower() else OSError)(f"pw.x: {machine[1]}")
     if returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
         raise ChildProcessError(f"pw.x was ended by {signal.Signals(-returncode).name}: out of memory, or by hand")
-    reported = re.search(r"%{20,}\s*(.*?)\s*%{20,}", text, re.DOTALL)
+    reported = re.search(r"%{20,}\s*(\S.*?)\s*%{20,}", text, re.DOTALL)
     if reported:
         message = " ".join(reported[1].split())
     elif returncode < 0:

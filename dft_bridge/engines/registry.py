@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 from dft_bridge.engines.ase_calculator import PREFIX, AseEngine
@@ -31,7 +35,7 @@ def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:
     ``ase:module.path.Class`` is short for the engine ``ase`` with this ``calculator``.
 
     Raises:
-        ValueError: unknown engine or preset; the message lists the known ones.
+        ValueError: unknown engine or preset, with the known ones, or a value that a setting cannot have.
         TypeError: an override is not a setting of the engine; the message lists the settings.
     """
     if name.startswith(PREFIX):
@@ -42,4 +46,37 @@ def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
         raise TypeError(f"{', '.join(unknown)}: not a setting of the {name} engine; it has {', '.join(settings)}")
-    return ENGINES[name].preset(preset, **overrides)
+    hints = typing.get_type_hints(ENGINES[name])
+    fitting = {setting: _fitting(value, hints[setting], setting) for setting, value in overrides.items()}
+    return ENGINES[name].preset(preset, **fitting)
+
+
+_MAY_BE_ZERO = ("_width", "dual", "extra_bands", "nstep", "min_distance", "min_distance_factor", "batch")
+"""Numbers of engines are positive, but 0 means something in settings that end like this."""
+
+
+def _fitting(value: Any, hint: Any, setting: str) -> Any:
+    """A value as a setting of this type holds it; raises ``ValueError`` if it cannot."""
+    if isinstance(hint, types.UnionType):
+        hint = str if isinstance(value, str) else float
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(min(value, 1e300))
+    items = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        items = [items[0]] * len(value) if items[-1] is Ellipsis else items
+        if len(items) == len(value):
+            return tuple(_fitting(item, kind, setting) for item, kind in zip(value, items, strict=True))
+    elif typing.get_origin(hint) is Mapping:
+        if isinstance(value, Mapping):
+            return value
+    elif type(value) is hint:
+        if hint in (int, float):
+            _refuse_number(value, setting)
+        return value
+    raise ValueError(f"{setting} is {value!r}; give a value of type {getattr(hint, '__name__', hint)}")
+
+
+def _refuse_number(value: float, setting: str) -> None:
+    zero = setting.endswith(_MAY_BE_ZERO)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{setting} is {value}; give a finite number {'from 0 on' if zero else 'above 0'}")
