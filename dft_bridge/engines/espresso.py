@@ -158,10 +158,10 @@ class EspressoEngine:
         mixing: share of the new density in the mixing.
         diagonalization: ``david`` or another word of ``pw.x``.
         max_scf_iterations: SCF steps before an attempt counts as failed.
-        ladder: names of the :data:`RUNGS` that follow when an SCF does not converge, in their order. The last,
-            ``smearing``, is only for fixed occupations. Its result stands where it is the one that was asked for: where
-            all occupations come out as 0 or 1 it is the state of fixed occupations, and where bands overlap the gap is
-            0 with either. Otherwise the crystal counts as not converged.
+        ladder: names of those of the :data:`RUNGS` that are tried, in the order there, when an SCF does not converge.
+            The last, ``smearing``, is only for fixed occupations. Its result stands where it is the one that was asked
+            for: where all occupations come out as 0 or 1 it is the state of fixed occupations, and where bands overlap
+            the gap is 0 with either. Otherwise the crystal counts as not converged.
         extra_bands: empty bands, as a fraction of the occupied ones (at least four).
         eos_volumes: sampled volumes, in units of the given cell's volume.
         eos_same_waves: every volume has the plane waves of the given one, so that E(V) has no steps; otherwise every
@@ -278,14 +278,11 @@ class EspressoEngine:
         result = self.refuse(crystal, property_name)
         if result is None:
             climb = _Climb(self, property_name, to_atoms(crystal))
-            details = climb.facts
             try:
                 result = getattr(self, f"_{property_name}")(climb)
             except pwscf.PwxFailure as failed:
                 result = Result.failure(failed.status, str(failed), log=failed.log)
-            if climb.failed:
-                details = {**details, "failed_attempts": climb.failed}
-            result = dataclasses.replace(result, details={**details, **result.details})
+            result = dataclasses.replace(result, details={**climb.facts, **result.details})
         return dataclasses.replace(checked(result, property_name), seconds=_cpu_seconds() - start)
 
     # One method per property, named after it.
@@ -407,12 +404,13 @@ class _Climb:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The part of ``details`` that every property shares."""
+        """The part of ``details`` that every property shares, and the attempts that failed."""
         return {
             "valence_electrons": self._electrons,
             "kpoints": list(self._mesh),
             "cutoff": getattr(self._engine, f"{self._property}_cutoff"),
             "bands": self._engine._bands(self._electrons),
+            **({"failed_attempts": self.failed} if self.failed else {}),
         }
 
     def calculate(self, scale: float = 1.0, relax: bool = False) -> pwscf.PwxOutput:

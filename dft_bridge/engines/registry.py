@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
@@ -59,8 +60,10 @@ def _fitting(value: Any, hint: Any, setting: str) -> Any:
     """A value as a setting of this type holds it; raises ``ValueError`` if it cannot."""
     if isinstance(hint, types.UnionType):
         hint = str if isinstance(value, str) else float
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(min(value, 1e300))
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value) if isinstance(value, float) or abs(value) < 1e300 else math.inf
+    elif hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
     items = typing.get_args(hint)
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         items = [items[0]] * len(value) if items[-1] is Ellipsis else items
