@@ -100,5 +100,5 @@ def load(folder: Path) -> tuple[RunConfig, list[str]]:
         return RunConfig(**{**entries, "structures": tuple(entries["structures"])}), skeletons
     except FileNotFoundError:
         raise ValueError(f"{folder} is not the folder of a run: it has no {FILE}") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / FILE} is not the settings of a run ({error})") from error

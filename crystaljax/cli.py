@@ -25,6 +25,10 @@ BAD_INPUT, INTERRUPTED = 2, 130
 AGENTS_EXTRA = {"matplotlib", "orbax", "rich", "tensorboardX"}
 """Packages of the extra ``agents``."""
 
+_ENGINE = (
+    "DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no DFT, "
+    "density tasks only"
+)
 EXAMPLES = """examples:
   crystaljax train --task BandGap-PerovskiteABX3-v0 --episodes 1000 --run runs/gap
   crystaljax train --resume --run runs/gap
@@ -131,7 +135,7 @@ def _add_train(commands: Any) -> None:
     add(what, "--mode", "one decision per site, or per symmetry orbit (default: the task's)", choices=MODES)
 
     how = train.add_argument_group("where rewards come from")
-    add(how, "--engine", "DFT engine (see `crystaljax doctor`), or unrelaxed-density: no DFT, density tasks only")
+    add(how, "--engine", _ENGINE)
     add(how, "--preset", "settings of the engine: fast, crystalgym, standard ...")
     add(how, "--store", "results store, shared by all runs: a file, or postgresql://...", metavar="FILE|URL")
     add(how, "--workers", "processes that calculate (default: one per GPU, else one per core)", type=int)
@@ -184,9 +188,9 @@ def _add_evaluate(commands: Any) -> None:
 def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
     """The bridge to a DFT engine, closed at the end, or an on-device evaluator."""
     from crystaljax import evaluators
-    from dft_bridge.engines.registry import ENGINES
+    from dft_bridge.engines.registry import is_engine
 
-    if config.engine not in ENGINES:
+    if not is_engine(config.engine):
         yield evaluators.evaluator(config.engine)
         return
     from dft_bridge import open_bridge

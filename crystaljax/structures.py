@@ -26,6 +26,8 @@ MIN_DISTANCE = 0.5
 """Å; two sites closer than this overlap (the shortest bond in nature, H-H, is 0.74 Å)."""
 MIN_HEIGHT = 1.0
 """Å; a cell with a smaller distance between opposite faces is refused as flat."""
+MAX_CELLS_AWAY = 1e6
+"""A site further outside of the cell is refused: little of its place in the cell is left in its digits."""
 FIRST_CUBIC_SPACE_GROUP = 195
 
 StructureLike = Union[Skeleton, "Structure", "Atoms", str, os.PathLike]
@@ -82,7 +84,8 @@ def from_pymatgen(
     return Skeleton(
         name=label,
         lattice=np.array(lattice.matrix, dtype=np.float64),
-        frac_coords=np.array(reduced.frac_coords, dtype=np.float64) % 1.0,
+        # Twice: -1e-17 % 1.0 is 1.0.
+        frac_coords=np.array(reduced.frac_coords, dtype=np.float64) % 1.0 % 1.0,
         species=tuple(site.specie.symbol for site in reduced),
         source=source,
     )
@@ -113,11 +116,12 @@ def from_aflow(prototype: str, name: str | None = None, max_sites: int = MAX_SIT
 
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
-    known = {entry["tags"]["aflow"]: entry["snl"].structure for entry in AFLOW_PROTOTYPE_LIBRARY}
+    known = {entry["tags"]["aflow"]: entry for entry in AFLOW_PROTOTYPE_LIBRARY}
     if prototype not in known:
         near = difflib.get_close_matches(prototype, known, n=3, cutoff=0.0)
         raise StructureError(f"no file and no AFLOW prototype called {prototype!r}; did you mean {', '.join(near)}?")
-    return from_pymatgen(known[prototype], name or prototype, max_sites, source=f"AFLOW {prototype}")
+    structure = known[prototype]["snl"].structure
+    return from_pymatgen(structure, name or prototype, max_sites, source=f"AFLOW {prototype}")
 
 
 def from_mp20_row(row: dict[str, str], name: str | None = None, max_sites: int = MAX_SITES) -> Skeleton:
@@ -219,6 +223,10 @@ def _refuse_unusable(structure: Structure, label: str, max_sites: int) -> None:
     for index, site in enumerate(structure):
         if not np.isfinite(coords[index]).all():
             raise StructureError(f"{label}: site {index} has coordinates that are not finite; correct it")
+        if np.abs(coords[index]).max() > MAX_CELLS_AWAY:
+            raise StructureError(
+                f"{label}: site {index} is {np.abs(coords[index]).max():.3g} cells away; give fractional coordinates"
+            )
         if not site.is_ordered:
             raise StructureError(
                 f"{label}: site {index} is disordered ({site.species_string}); "

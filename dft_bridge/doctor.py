@@ -6,11 +6,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+import venv
 from importlib import metadata
 from pathlib import Path
 
 from dft_bridge import engines
 from dft_bridge.engines.base import EngineNotReady
+from dft_bridge.engines.pwscf import QEPY_HOME
 from dft_bridge.engines.registry import ENGINES, make_engine
 
 _SITECONFIG = Path(engines.__file__).with_name("gpaw_siteconfig.py")
@@ -28,13 +30,18 @@ class Recipe:
     Attributes:
         packages: names for ``pip install``; the first one's version is the engine's version.
         environment: variables that pip and the build need.
+        home: a virtual environment of its own, made anew, for packages that do not go with ours; else None.
     """
 
     packages: tuple[str, ...]
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
+    home: Path | None = None
 
 
-RECIPES: dict[str, Recipe] = {"gpaw": Recipe(("gpaw", "gpaw-data"), {"GPAW_CONFIG": str(_SITECONFIG)})}
+RECIPES: dict[str, Recipe] = {
+    "gpaw": Recipe(("gpaw", "gpaw-data"), {"GPAW_CONFIG": str(_SITECONFIG)}),
+    "espresso": Recipe(("qepy==7.2.0", "f90wrap==0.2.16"), home=QEPY_HOME),
+}
 """Engines that pip can install. Engines of the registry without a recipe need a hand; their preflight says which."""
 
 
@@ -61,7 +68,7 @@ def check() -> list[EngineReport]:
 
 
 def install(name: str) -> EngineReport:
-    """Install an engine with pip for the running interpreter and report on it.
+    """Install an engine with pip, for the running interpreter or into its own environment, and report on it.
 
     Nothing happens if it is ready. The report comes from a new process: this one may have cached a failed import.
 
@@ -73,6 +80,9 @@ def install(name: str) -> EngineReport:
         raise ValueError(f"pip cannot install the engine {name!r}; it can install {', '.join(RECIPES)}")
     if _check_one(name).ready:
         return _check_one(name)
+    home = RECIPES[name].home
+    if home is not None:
+        venv.create(home, clear=True, symlinks=True, with_pip=True)
     command = install_command(name)
     environment = {**os.environ, **RECIPES[name].environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -83,19 +93,22 @@ def install(name: str) -> EngineReport:
 
 
 def install_command(name: str) -> list[str]:
-    """The pip command of an engine, for the running interpreter."""
+    """The pip command of an engine, for the running interpreter or for the engine's own environment."""
+    home = RECIPES[name].home
+    if home is not None:
+        return [str(home / "bin" / "python"), "-m", "pip", "install", *RECIPES[name].packages]
     # pip is content with an installed but broken package (GPAW without its extension) and with a broken cached wheel.
     again = ["--force-reinstall", "--no-deps", "--no-cache-dir"] if _version(name) else []
     return [sys.executable, "-m", "pip", "install", *again, *RECIPES[name].packages]
 
 
 def _check_one(name: str) -> EngineReport:
-    version = _version(name)
+    engine = make_engine(name)
     try:
-        make_engine(name).preflight()
+        engine.preflight()
     except EngineNotReady as error:
-        return EngineReport(name, False, version, str(error))
-    return EngineReport(name, True, version, "")
+        return EngineReport(name, False, _version(name), str(error))
+    return EngineReport(name, True, engine.fingerprint("density").get(engine.name, ""), "")
 
 
 def _check_in_fresh_interpreter(name: str) -> EngineReport:
@@ -107,8 +120,8 @@ def _check_in_fresh_interpreter(name: str) -> EngineReport:
 
 
 def _version(name: str) -> str:
-    """Version of an engine's main package; an engine that no package installs has none."""
-    if name not in RECIPES:
+    """Version of an engine's main package; one that no package installs into this environment has none."""
+    if name not in RECIPES or RECIPES[name].home is not None:
         return ""
     try:
         return metadata.version(RECIPES[name].packages[0])

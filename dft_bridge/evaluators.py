@@ -42,6 +42,11 @@ def gpaw() -> Bridge:
     return open_bridge("gpaw")
 
 
+def espresso() -> Bridge:
+    """The evaluator named ``espresso``, with pseudopotentials in ``$ESPRESSO_PSEUDO``, otherwise as :func:`gpaw`."""
+    return open_bridge("espresso")
+
+
 def planewave() -> Bridge:
     """The evaluator named ``planewave``: its ``fast`` preset on the default store. Workers end with the program."""
     return open_bridge("planewave")

@@ -24,7 +24,8 @@ from crystaljax.elements import LARGE
 from crystaljax.status import Status
 from dft_bridge import doctor
 from dft_bridge.engines import gpaw as module
-from dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady
+from dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady, Result
+from dft_bridge.engines.equation_of_state import fit_murnaghan
 from dft_bridge.engines.gpaw import PRESETS, GpawEngine
 from dft_bridge.engines.registry import ENGINES, make_engine
 
@@ -189,7 +190,7 @@ def murnaghan(v: np.ndarray, v0: float, b0: float, b_prime: float) -> np.ndarray
 @pytest.mark.parametrize("shift", [0.95, 1.0, 1.05])
 def test_fit_recovers_an_exact_murnaghan(v0: float, b0: float, b_prime: float, shift: float):
     volumes = shift * v0 * np.array(GpawEngine().eos_volumes)
-    fit = module.fit_murnaghan(volumes, murnaghan(volumes, v0, b0, b_prime) - 1234.5)
+    fit = fit_murnaghan(volumes, murnaghan(volumes, v0, b0, b_prime) - 1234.5)
     assert fit.b0 / GPa == pytest.approx(b0, rel=1e-3)
     assert fit.v0 == pytest.approx(v0, rel=1e-4)
     assert fit.b_prime == pytest.approx(b_prime, rel=1e-2)
@@ -202,10 +203,10 @@ def test_fit_recovers_an_exact_murnaghan(v0: float, b0: float, b_prime: float, s
 
 def test_fit_without_a_minimum_is_meaningless():
     volumes = 60.0 * np.array(GpawEngine().eos_volumes)
-    downhill = module.fit_murnaghan(volumes, -((volumes / 60) ** 2))
+    downhill = fit_murnaghan(volumes, -((volumes / 60) ** 2))
     assert downhill.problem(60.0, (0.9, 1.1))
     json.dumps(downhill.details(60.0), allow_nan=False)
-    far = module.fit_murnaghan(volumes, murnaghan(volumes, 80.0, 50.0, 4.0))
+    far = fit_murnaghan(volumes, murnaghan(volumes, 80.0, 50.0, 4.0))
     assert "V0" in far.problem(60.0, (0.9, 1.1))
     assert not far.problem(60.0, (0.5, 1.5))
 
@@ -245,7 +246,7 @@ def test_unknown_exception_becomes_an_engine_error(monkeypatch):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e6])
 def test_unbelievable_numbers_are_failures(monkeypatch, value: float):
-    monkeypatch.setattr(GpawEngine, "_density", lambda self, crystal: module.Result(value, Status.OK))
+    monkeypatch.setattr(GpawEngine, "_density", lambda self, crystal: Result(value, Status.OK))
     result = GpawEngine().compute(perovskite("K Mg F F F"), "density")
     assert result.status == Status.INVALID_RESULT and math.isnan(result.value)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
+from ase.units import GPa
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import PROPERTIES, Crystal, Result
+from dft_bridge.engines.equation_of_state import fit_murnaghan
 
 BOUNDS = {"band_gap": 30.0, "bulk_modulus": 1000.0, "density": 60.0}
 """Largest believable value per property (eV, GPa, g/cm3): above it a number is a failed calculation, not physics."""
 
 AMU_PER_A3 = 1.66053906660
 """g/cm3 per atomic mass unit in a cubic Å."""
+
+_MAX_STEP = 0.05  # Å per ionic step; with the cell's weight below, 7 % strain for five atoms
 
 
 def to_atoms(crystal: Crystal) -> Atoms:
@@ -35,6 +40,80 @@ def closest_pair(crystal: Crystal, min_distance: float, factor: float) -> tuple[
         return None
     worst = too_close[np.argmin(distances[too_close])]
     return int(first[worst]), int(second[worst]), float(distances[worst])
+
+
+def too_close(crystal: Crystal, min_distance: float, factor: float) -> Result | None:
+    """The refusal of a crystal with a pair below its limit (see :func:`closest_pair`), or ``None``."""
+    pair = closest_pair(crystal, min_distance, factor)
+    if pair is None:
+        return None
+    first, second = (chemical_symbols[int(crystal.numbers[site])] for site in pair[:2])
+    message = f"{first} and {second} are {pair[2]:.2f} Å apart"
+    return Result.failure(Status.ATOMS_TOO_CLOSE, message, distance=pair[2])
+
+
+def odd_electrons(electrons: int) -> Result | None:
+    """The refusal of an odd number of valence electrons, or ``None``."""
+    if electrons % 2 == 0:
+        return None
+    message = f"{electrons} valence electrons do not fill whole bands without spin polarisation"
+    return Result.failure(Status.ODD_ELECTRONS, message, valence_electrons=electrons)
+
+
+def bulk_modulus(
+    volumes: np.ndarray,
+    energies: np.ndarray,
+    volume: float,
+    allowed: tuple[float, float],
+    modulus_at: str,
+    details: dict[str, Any],
+) -> Result:
+    """Bulk modulus in GPa of a Murnaghan fit to E(V) (Å^3, eV) around the ``volume`` of the given cell.
+
+    Args:
+        volumes, energies: float [n].
+        volume: of the given cell.
+        allowed: where the minimum must lie, in units of ``volume``.
+        modulus_at: ``relaxed`` for the modulus at the fitted minimum, ``cell`` for that at the given cell.
+        details: facts for the result, which get those of the fit.
+    """
+    fit = fit_murnaghan(volumes, energies)
+    facts = {"volumes": np.asarray(volumes).tolist(), "energies": np.asarray(energies).tolist(), **fit.details(volume)}
+    problem = fit.problem(volume, allowed)
+    if problem:
+        return Result.failure(Status.FIT_MEANINGLESS, problem, **details, **facts)
+    modulus = fit.b0 if modulus_at == "relaxed" else fit.modulus(volume)
+    return Result(modulus / GPa, Status.OK, details={**details, **facts})
+
+
+def density_of(atoms: Atoms) -> float:
+    """g/cm3."""
+    return float(atoms.get_masses().sum() / atoms.get_volume() * AMU_PER_A3)
+
+
+def relax(atoms: Atoms, nstep: int, fmax: float) -> dict[str, Any]:
+    """Move atoms and cell by BFGS with the forces and stress of their calculator; returns facts for ``details``.
+
+    Args:
+        atoms: changed in place.
+        nstep: ionic steps, at most.
+        fmax: eV/Å, forces and generalised stress below which it stops.
+    """
+    from ase.filters import FrechetCellFilter
+    from ase.optimize import BFGS
+
+    # ASE's default weighs the cell so heavily that BFGS's first guess of its stiffness is some 30 times too hard;
+    # with this factor a crystal of 100 GPa and 13 Å^3 per atom has about the stiffness (70 eV/Å^2) BFGS assumes.
+    cell = FrechetCellFilter(atoms, exp_cell_factor=math.sqrt(len(atoms)) / 3)
+    optimizer = BFGS(cell, logfile=None, maxstep=_MAX_STEP)
+    relaxed = bool(optimizer.run(fmax=fmax, steps=nstep))
+    return {
+        "relaxed": relaxed,
+        "ionic_steps": int(optimizer.nsteps),
+        "lattice": atoms.cell.array.tolist(),
+        "frac_coords": atoms.get_scaled_positions(wrap=False).tolist(),
+        "pressure": float(-atoms.get_stress()[:3].mean() / GPa),
+    }
 
 
 def plain(value: Any) -> Any:

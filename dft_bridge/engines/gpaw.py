@@ -21,12 +21,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import chemical_symbols
-from ase.units import GPa
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import AMU_PER_A3, check_property, checked, closest_pair, plain, to_atoms
-from dft_bridge.engines.equation_of_state import fit_murnaghan
+from dft_bridge.engines.checks import (
+    bulk_modulus,
+    check_property,
+    checked,
+    density_of,
+    odd_electrons,
+    plain,
+    relax,
+    to_atoms,
+    too_close,
+)
+from dft_bridge.planewave.kpoints import kppa_mesh
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator
@@ -67,9 +76,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Settings by preset name; every key is a field of :class:`GpawEngine`."""
 
-
-_KPPA_CUBE_FACTOR = 1.01
-_MAX_STEP = 0.05  # Å per ionic step; with the cell's weight below, 7 % strain for five atoms
 _MAX_UNKNOWN_MESSAGE = 300  # characters
 
 METHOD_VERSION = 1
@@ -198,21 +204,11 @@ class GpawEngine:
             return Result.failure(
                 Status.UNSUPPORTED_ELEMENT, f"no PBE data set for {', '.join(missing)} in {list(_setup_paths())}"
             )
-        pair = closest_pair(crystal, self.min_distance, self.min_distance_factor)
-        if pair is not None:
-            i, j, distance = pair
-            return Result.failure(
-                Status.ATOMS_TOO_CLOSE, f"{symbols[i]} and {symbols[j]} are {distance:.2f} Å apart", distance=distance
-            )
-        electrons = valence_electrons(crystal)
+        refusal = too_close(crystal, self.min_distance, self.min_distance_factor)
         # With smearing an odd count is fine for energies; a gap counted by whole bands does not exist.
-        if property_name == "band_gap" and electrons % 2:
-            return Result.failure(
-                Status.ODD_ELECTRONS,
-                f"{electrons} valence electrons do not fill whole bands without spin polarisation",
-                valence_electrons=electrons,
-            )
-        return None
+        if refusal is None and property_name == "band_gap":
+            refusal = odd_electrons(valence_electrons(crystal))
+        return refusal
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run the calculation in this process; a failure is a result with its status and message."""
@@ -284,41 +280,15 @@ class GpawEngine:
             atoms.calc = calculator
             energies.append(float(atoms.get_potential_energy()))
             iterations.append(calculator.get_number_of_iterations())
-        details = {
-            **self._facts(crystal, "bulk_modulus"),
-            "iterations": iterations,
-            "volumes": volumes.tolist(),
-            "energies": energies,
-        }
-        fit = fit_murnaghan(volumes, np.array(energies))
-        details |= fit.details(volume)
-        problem = fit.problem(volume, self.eos_range)
-        if problem:
-            return Result.failure(Status.FIT_MEANINGLESS, problem, **details)
-        return Result(fit.b0 / GPa, Status.OK, details=details)
+        details = {**self._facts(crystal, "bulk_modulus"), "iterations": iterations}
+        return bulk_modulus(volumes, np.array(energies), volume, self.eos_range, "relaxed", details)
 
     def _density(self, crystal: Crystal) -> Result:
         """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS, GPAW's stress)."""
-        from ase.filters import FrechetCellFilter
-        from ase.optimize import BFGS
-
         atoms = to_atoms(crystal)
         atoms.calc = self._calculator(crystal, "density")
-        # ASE's default weighs the cell so heavily that BFGS's first guess of its stiffness is some 30 times too hard;
-        # with this factor a crystal of 100 GPa and 13 Å^3 per atom has about the stiffness (70 eV/Å^2) BFGS assumes.
-        cell = FrechetCellFilter(atoms, exp_cell_factor=math.sqrt(len(atoms)) / 3)
-        optimizer = BFGS(cell, logfile=None, maxstep=_MAX_STEP)
-        relaxed = bool(optimizer.run(fmax=self.fmax, steps=self.nstep))
-        density = float(atoms.get_masses().sum() / atoms.get_volume() * AMU_PER_A3)
-        details = {
-            **self._facts(crystal, "density"),
-            "relaxed": relaxed,
-            "ionic_steps": int(optimizer.nsteps),
-            "lattice": atoms.cell.array.tolist(),
-            "frac_coords": atoms.get_scaled_positions(wrap=False).tolist(),
-            "pressure": float(-atoms.get_stress()[:3].mean() / GPa),
-        }
-        return Result(density, Status.OK, details=details)
+        details = {**self._facts(crystal, "density"), **relax(atoms, self.nstep, self.fmax)}
+        return Result(density_of(atoms), Status.OK, details=details)
 
     def _cutoff(self, crystal: Crystal, property_name: str) -> float:
         """Plane-wave cut-off in eV for this crystal: gaps tolerate a low one, pressures near a hard element do not."""
@@ -372,12 +342,7 @@ def kpoint_mesh(lattice: np.ndarray, sites: int, kppa: float) -> tuple[int, int,
 
     Even subdivisions keep both Gamma and the zone-boundary points (X, M, R; L) in the mesh, where band edges sit.
     """
-    if abs(math.floor(kppa ** (1 / 3) + 0.5) ** 3 - kppa) < 1:
-        kppa *= _KPPA_CUBE_FACTOR  # pymatgen's rule for perfect cubes
-    lengths = np.linalg.norm(lattice, axis=1)
-    multiple = (kppa / sites * lengths.prod()) ** (1 / 3)
-    divisions = [math.floor(max(multiple / length, 1.0)) for length in lengths]
-    a, b, c = (n + n % 2 for n in divisions)
+    a, b, c = (n + n % 2 for n in kppa_mesh(lattice, sites, kppa))
     return a, b, c
 
 

@@ -3,30 +3,83 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import math
+import numbers
+import types
+import typing
+from collections.abc import Mapping
 from typing import Any
 
+from dft_bridge.engines.ase_calculator import PREFIX, AseEngine
 from dft_bridge.engines.base import Engine
+from dft_bridge.engines.espresso import EspressoEngine
 from dft_bridge.engines.gpaw import GpawEngine
 from dft_bridge.engines.planewave import PlanewaveEngine
 
-ENGINES: dict[str, Callable[..., Engine]] = {"planewave": PlanewaveEngine.preset, "gpaw": GpawEngine.preset}
-"""Name -> factory ``(preset, **overrides) -> Engine``. A new engine is one more row."""
+ENGINES: dict[str, type] = {
+    "planewave": PlanewaveEngine,
+    "espresso": EspressoEngine,
+    "gpaw": GpawEngine,
+    "ase": AseEngine,
+}
+"""Name -> class with a factory ``preset(name, **overrides) -> Engine``. A new engine is one more row."""
 
-_SETTINGS: dict[str, type] = {"planewave": PlanewaveEngine, "gpaw": GpawEngine}
+
+def is_engine(name: str) -> bool:
+    """Whether :func:`make_engine` knows this name."""
+    return name in ENGINES or name.startswith(PREFIX)
 
 
 def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:
     """The engine ``name`` with the settings of ``preset``, single settings overridden by keyword.
 
+    ``ase:module.path.Class`` is short for the engine ``ase`` with this ``calculator``.
+
     Raises:
-        ValueError: unknown engine or preset; the message lists the known ones.
+        ValueError: unknown engine or preset, with the known ones, or a value that a setting cannot have.
         TypeError: an override is not a setting of the engine; the message lists the settings.
     """
+    if name.startswith(PREFIX):
+        name, overrides = "ase", {"calculator": name.removeprefix(PREFIX), **overrides}
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}; choose one of {', '.join(ENGINES)}")
-    settings = [field.name for field in dataclasses.fields(_SETTINGS[name]) if field.init]
+    settings = [field.name for field in dataclasses.fields(ENGINES[name]) if field.init]
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
         raise TypeError(f"{', '.join(unknown)}: not a setting of the {name} engine; it has {', '.join(settings)}")
-    return ENGINES[name](preset, **overrides)
+    hints = typing.get_type_hints(ENGINES[name])
+    fitting = {setting: _fitting(value, hints[setting], setting) for setting, value in overrides.items()}
+    return ENGINES[name].preset(preset, **fitting)
+
+
+_MAY_BE_ZERO = ("_width", "dual", "extra_bands", "nstep", "min_distance", "min_distance_factor", "batch")
+"""Numbers of engines are positive, but 0 means something in settings that end like this."""
+
+
+def _fitting(value: Any, hint: Any, setting: str) -> Any:
+    """A value as a setting of this type holds it; raises ``ValueError`` if it cannot."""
+    if isinstance(hint, types.UnionType):
+        hint = str if isinstance(value, str) else float
+    if hint is float and isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value) if isinstance(value, float) or abs(value) < 1e300 else math.inf
+    elif hint is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        value = int(value)
+    items = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        items = [items[0]] * len(value) if items[-1] is Ellipsis else items
+        if len(items) == len(value):
+            return tuple(_fitting(item, kind, setting) for item, kind in zip(value, items, strict=True))
+    elif typing.get_origin(hint) is Mapping:
+        if isinstance(value, Mapping):
+            return value
+    elif type(value) is hint:
+        if hint in (int, float):
+            _refuse_number(value, setting)
+        return value
+    raise ValueError(f"{setting} is {value!r}; give a value of type {getattr(hint, '__name__', hint)}")
+
+
+def _refuse_number(value: float, setting: str) -> None:
+    zero = setting.endswith(_MAY_BE_ZERO)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{setting} is {value}; give a finite number {'from 0 on' if zero else 'above 0'}")

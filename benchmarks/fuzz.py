@@ -1,0 +1,54 @@
+"""Ten thousand malformed inputs: CIFs, structures, settings, pseudopotentials, outputs of pw.x.
+
+Each must be refused with a clear error or give a right result; no other exception may come out, and no file may be left
+behind. What is tried, and what counts as clear, is in ``tests/fuzzing.py``. Inputs follow from the seed.
+
+    python benchmarks/fuzz.py [--inputs 10000] [--seed 0] [--doors cif ...]
+
+The last line of the output is one JSON object. An input that fails is printed, in its smallest form, and the exit
+status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+import fuzzing  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=10_000, help="over all doors (default: 10000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--doors", nargs="+", choices=fuzzing.TARGETS, default=list(fuzzing.TARGETS))
+    given = parser.parse_args()
+    total, failed, start = Counter(), [], time.monotonic()
+    share = sum(fuzzing.TARGETS[name].share for name in given.doors)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        tempfile.tempdir = folder
+        for name in given.doors:
+            count = round(given.inputs * fuzzing.TARGETS[name].share / share)
+            try:
+                tally = fuzzing.fuzz(name, count, given.seed)
+            except Exception:  # what the search is for
+                traceback.print_exc()
+                failed.append(name)
+                continue
+            total += tally
+            print(f"{name}: {tally['refused']} refused, {tally['accepted']} accepted", flush=True)
+    result = {"inputs": total.total(), **total, "failed_doors": failed, "seconds": round(time.monotonic() - start, 1)}
+    print(json.dumps(result))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,457 @@
+"""The ``espresso`` engine: PBE by ``pw.x`` of Quantum ESPRESSO, without spin, one process on one core.
+
+``pw.x`` (GPL) runs as a program of its own, 6.7 or later; the user names a folder of pseudopotentials. How one
+calculation is run and read is in :mod:`dft_bridge.engines.pwscf`. The presets (:data:`PRESETS`) and the attempts at an
+SCF that does not converge (:data:`RUNGS`) are data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.units import Bohr, Ry
+
+from crystaljax.status import Status
+from dft_bridge.engines import pwscf, upf
+from dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from dft_bridge.engines.checks import (
+    bulk_modulus,
+    check_property,
+    checked,
+    density_of,
+    odd_electrons,
+    plain,
+    to_atoms,
+    too_close,
+)
+from dft_bridge.planewave.kpoints import kppa_mesh
+
+FOLDER_VARIABLE = "ESPRESSO_PSEUDO"
+"""Names the folder of pseudopotentials where no setting does; ``pw.x`` reads it too."""
+
+METHOD_VERSION = 1
+"""Raised when the code of the engine changes a number that the settings do not show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rung:
+    """One attempt at an SCF: what is changed against the engine's settings.
+
+    Attributes:
+        name: for people, and for the record.
+        electrons: entries of the namelist ``electrons``.
+        steps: factor of ``max_scf_iterations``.
+        width: Ry, Gaussian smearing in place of fixed occupations; 0 leaves the occupations as they are.
+    """
+
+    name: str
+    electrons: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    steps: int = 1
+    width: float = 0.0
+
+
+AS_SET = Rung("as set")
+RUNGS: tuple[Rung, ...] = (
+    Rung("smaller mixing", {"mixing_beta": 0.2}),
+    Rung("conjugate gradients", {"mixing_beta": 0.2, "diagonalization": "cg"}),
+    Rung("more steps", {"mixing_beta": 0.1, "mixing_ndim": 12}, steps=3),
+    Rung("smearing", {"mixing_beta": 0.2}, width=0.01),
+)
+"""The ladder: what is tried, one after the other, when an SCF does not converge with the engine's settings."""
+
+_WHOLE = 1e-3  # occupations this close to 0 or 1 are those of an insulator
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "crystalgym": {
+        "band_gap_cutoff": 50.0,
+        "band_gap_kppa": 1000.0,
+        "band_gap_width": 0.0,
+        "bulk_modulus_cutoff": 50.0,
+        "bulk_modulus_kppa": 1000.0,
+        "bulk_modulus_width": 0.001,
+        "density_cutoff": 50.0,
+        "density_kppa": 1000.0,
+        "density_width": 0.001,
+        "dual": 8.0,
+        "even_mesh": False,
+        "max_scf_iterations": 300,
+        "ladder": (),
+    },
+    "standard": {
+        "band_gap_cutoff": 80.0,
+        "band_gap_kppa": 1000.0,
+        "band_gap_width": 0.002,
+        "bulk_modulus_cutoff": 90.0,
+        "bulk_modulus_kppa": 1000.0,
+        "bulk_modulus_width": 0.01,
+        "density_cutoff": 90.0,
+        "density_kppa": 1000.0,
+        "density_width": 0.01,
+        "dual": 0.0,
+        "even_mesh": True,
+        "max_scf_iterations": 100,
+        "ladder": tuple(rung.name for rung in RUNGS),
+    },
+    "fast": {
+        "band_gap_cutoff": 50.0,
+        "band_gap_kppa": 100.0,
+        "band_gap_width": 0.004,
+        "bulk_modulus_cutoff": 90.0,
+        "bulk_modulus_kppa": 100.0,
+        "bulk_modulus_width": 0.01,
+        "density_cutoff": 80.0,
+        "density_kppa": 100.0,
+        "density_width": 0.01,
+        "dual": 0.0,
+        "even_mesh": True,
+        "max_scf_iterations": 60,
+        "ladder": ("smaller mixing",),
+    },
+}
+"""Settings by preset name; every key is a field of :class:`EspressoEngine`."""
+
+_SHARED_SETTINGS = (
+    "dual",
+    "even_mesh",
+    "tolerance",
+    "mixing",
+    "diagonalization",
+    "max_scf_iterations",
+    "extra_bands",
+    "min_distance_factor",
+    "min_distance",
+)
+_OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "band_gap": (),
+    "bulk_modulus": ("eos_volumes", "eos_same_waves", "eos_range", "modulus_at"),
+    "density": ("nstep", "largest_force", "largest_stress"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class EspressoEngine:
+    """Band gap, bulk modulus and density from ``pw.x``.
+
+    Presets (``EspressoEngine.preset(name, **overrides)``, the numbers are in :data:`PRESETS`): ``crystalgym`` has the
+    settings of the CrystalGym benchmark, made for SSSP (moduli of hard norm-conserving files are not converged at its
+    50 Ry), and gives up where that does; ``standard`` and ``fast`` smear in every SCF and count the gap by bands.
+
+    Attributes:
+        pseudopotentials: folder of UPF files, SSSP's or PseudoDojo's, one for each element; by default
+            ``$ESPRESSO_PSEUDO``.
+        command: how ``pw.x`` is called; by default the one on the PATH, or else the wheel ``qepy`` where
+            ``crystaljax doctor --install espresso`` has put it.
+        band_gap_cutoff, bulk_modulus_cutoff, density_cutoff: plane-wave cut-off in Ry.
+        band_gap_kppa, bulk_modulus_kppa, density_kppa: k-points per reciprocal atom, in a mesh that holds Gamma.
+        band_gap_width, bulk_modulus_width, density_width: Gaussian smearing in Ry; 0 for fixed occupations. A gap is
+            counted by whole bands in both cases.
+        dual: cut-off of the density in units of that of the waves; 0 for 4 where all files of a crystal are
+            norm-conserving and 8 where not.
+        even_mesh: round the subdivisions up to even numbers, so that the mesh also holds the zone boundary.
+        tolerance: SCF criterion, estimated error of the energy in Ry per atom.
+        mixing: share of the new density in the mixing.
+        diagonalization: ``david`` or another word of ``pw.x``.
+        max_scf_iterations: SCF steps before an attempt counts as failed.
+        ladder: names of those of the :data:`RUNGS` that are tried, in the order there, when an SCF does not converge.
+            The last, ``smearing``, is only for fixed occupations. Its result stands where it is the one that was asked
+            for: where all occupations come out as 0 or 1 it is the state of fixed occupations, and where bands overlap
+            the gap is 0 with either. Otherwise the crystal counts as not converged.
+        extra_bands: empty bands, as a fraction of the occupied ones (at least four).
+        eos_volumes: sampled volumes, in units of the given cell's volume.
+        eos_same_waves: every volume has the plane waves of the given one, so that E(V) has no steps; otherwise every
+            volume has the same cut-off.
+        eos_range: where the minimum of the equation of state must lie, in the same unit.
+        modulus_at: ``cell``: the modulus at the given cell; ``relaxed``: at the fitted minimum.
+        nstep: largest number of ionic steps of the relaxation before a density.
+        largest_force: eV/Å, and
+        largest_stress: GPa, below which the relaxation stops early.
+        min_distance_factor: atoms closer than this fraction of the sum of their covalent radii are refused.
+        min_distance: atoms closer than this (Å) are refused.
+    """
+
+    name: str = dataclasses.field(default="espresso", init=False)
+    pseudopotentials: str = dataclasses.field(default_factory=lambda: os.environ.get(FOLDER_VARIABLE, ""))
+    command: str = ""
+    band_gap_cutoff: float = 80.0
+    band_gap_kppa: float = 1000.0
+    band_gap_width: float = 0.002
+    bulk_modulus_cutoff: float = 90.0
+    bulk_modulus_kppa: float = 1000.0
+    bulk_modulus_width: float = 0.01
+    density_cutoff: float = 90.0
+    density_kppa: float = 1000.0
+    density_width: float = 0.01
+    dual: float = 0.0
+    even_mesh: bool = True
+    tolerance: float = 1e-8
+    mixing: float = 0.7
+    diagonalization: str = "david"
+    max_scf_iterations: int = 100
+    ladder: tuple[str, ...] = tuple(rung.name for rung in RUNGS)
+    extra_bands: float = 0.1
+    eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
+    eos_same_waves: bool = True
+    eos_range: tuple[float, float] = (0.8, 1.25)
+    modulus_at: str = "relaxed"
+    nstep: int = 5
+    largest_force: float = 0.05
+    largest_stress: float = 0.5
+    min_distance_factor: float = 0.3
+    min_distance: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.modulus_at not in ("cell", "relaxed"):
+            raise ValueError(f"modulus_at is {self.modulus_at!r}; choose cell or relaxed")
+        unknown = sorted(set(self.ladder) - {rung.name for rung in RUNGS})
+        if unknown:
+            raise ValueError(f"no rung {', '.join(unknown)}; choose from {', '.join(rung.name for rung in RUNGS)}")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> EspressoEngine:
+        """The engine with the settings of a preset; any field may be overridden by keyword."""
+        if name not in PRESETS:
+            raise ValueError(f"no preset {name!r} of the espresso engine; choose one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **overrides})
+
+    def fingerprint(self, property_name: str) -> dict[str, Any]:
+        """Everything that can change the number of this property (JSON-able)."""
+        check_property(property_name)
+        names = [f"{property_name}_{what}" for what in ("cutoff", "kppa", "width")]
+        names += [*_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
+        return {
+            "engine": self.name,
+            "method": METHOD_VERSION,
+            self.name: pwscf.find_program(self.command).version,
+            "pseudopotential_files": upf.digest(self._files()),
+            "xc": "PBE",
+            "spin": False,
+            "property": property_name,
+            "ladder": [dataclasses.asdict(rung) for rung in self.rungs(property_name)],
+            **{name: plain(getattr(self, name)) for name in names},
+        }
+
+    def rungs(self, property_name: str) -> list[Rung]:
+        """What is tried for an SCF of this property, in order."""
+        fixed = getattr(self, f"{property_name}_width") == 0.0
+        return [AS_SET, *(rung for rung in RUNGS if rung.name in self.ladder and (fixed or not rung.width))]
+
+    def preflight(self) -> None:
+        """Raise :class:`EngineNotReady` if there is no ``pw.x`` that runs, or no pseudopotentials that it can use."""
+        pwscf.find_program(self.command)
+        if not self.pseudopotentials:
+            raise EngineNotReady(
+                "the espresso engine needs a folder of UPF files for PBE: get SSSP (materialscloud.org) or PseudoDojo "
+                f"(pseudo-dojo.org) and name it by the setting `pseudopotentials` or by ${FOLDER_VARIABLE}"
+            )
+        try:
+            self._files()
+        except (upf.UpfError, OSError) as error:
+            raise EngineNotReady(str(error)) from error
+
+    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
+        """A failure that needs no calculation, or ``None``: no pseudopotential, atoms too close, odd electrons."""
+        check_property(property_name)
+        atoms = to_atoms(crystal)
+        missing = sorted(set(atoms.get_chemical_symbols()) - set(self._files()))
+        if missing:
+            message = f"{self.pseudopotentials} has no pseudopotential for {', '.join(missing)}"
+            return Result.failure(Status.UNSUPPORTED_ELEMENT, message)
+        refusal = too_close(crystal, self.min_distance, self.min_distance_factor)
+        needs_pairs = property_name == "band_gap" or getattr(self, f"{property_name}_width") == 0.0
+        if refusal is None and needs_pairs:
+            refusal = odd_electrons(self._electrons(atoms))
+        return refusal
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        """Run the calculation on one core; a failure is a result with its status, its reason and the end of the log.
+
+        Raises:
+            EngineNotReady, OSError, MemoryError: the machine is to blame, not the crystal.
+        """
+        start = _cpu_seconds()
+        result = self.refuse(crystal, property_name)
+        if result is None:
+            climb = _Climb(self, property_name, to_atoms(crystal))
+            try:
+                result = getattr(self, f"_{property_name}")(climb)
+            except pwscf.PwxFailure as failed:
+                result = Result.failure(failed.status, str(failed), log=failed.log)
+            result = dataclasses.replace(result, details={**climb.facts, **result.details})
+        return dataclasses.replace(checked(result, property_name), seconds=_cpu_seconds() - start)
+
+    # One method per property, named after it.
+
+    def _band_gap(self, climb: _Climb) -> Result:
+        """max(0, LUMO - HOMO) in eV over the mesh, bands counted from the valence electrons."""
+        found = climb.calculate()
+        homo, lumo = _edges(found)
+        occupied = round(found.electrons) // 2
+        direct = (found.eigenvalues[:, occupied] - found.eigenvalues[:, occupied - 1]).min()
+        details = {
+            "rung": climb.rung.name,
+            "iterations": found.iterations,
+            "energy": found.energy,
+            "homo": homo,
+            "lumo": lumo,
+            "raw_gap": lumo - homo,
+            "direct_gap": float(direct),
+        }
+        return Result(max(0.0, lumo - homo), Status.OK, details=details)
+
+    def _bulk_modulus(self, climb: _Climb) -> Result:
+        """Bulk modulus in GPa of a Murnaghan fit to volumes around the given cell, scaled uniformly, ions at rest."""
+        volume = float(climb.atoms.get_volume())
+        energies, iterations = [], []
+        for scale in self.eos_volumes:
+            found = climb.calculate(scale)
+            energies.append(found.energy)
+            iterations.append(found.iterations)
+        details = {"rung": climb.rung.name, "iterations": iterations}
+        volumes = volume * np.array(self.eos_volumes)
+        return bulk_modulus(volumes, np.array(energies), volume, self.eos_range, self.modulus_at, details)
+
+    def _density(self, climb: _Climb) -> Result:
+        """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS of ``pw.x``)."""
+        found = climb.calculate(relax=True)
+        atoms = climb.atoms.copy()
+        atoms.set_cell(found.lattice)
+        details = {
+            "rung": climb.rung.name,
+            "iterations": found.iterations,
+            "energy": found.energy,
+            "relaxed": found.relaxed,
+            "ionic_steps": found.ionic_steps,
+            "lattice": found.lattice.tolist(),
+            "frac_coords": found.frac_coords.tolist(),
+            "pressure": found.pressure,
+        }
+        return Result(density_of(atoms), Status.OK, details=details)
+
+    # What a calculation gets
+
+    def _files(self) -> Mapping[str, upf.UpfFile]:
+        return upf.read_folder(self.pseudopotentials)
+
+    def _electrons(self, atoms: Atoms) -> int:
+        return sum(self._files()[symbol].valence for symbol in atoms.get_chemical_symbols())
+
+    def _mesh(self, atoms: Atoms, property_name: str) -> tuple[int, int, int]:
+        mesh = kppa_mesh(atoms.cell.array, len(atoms), getattr(self, f"{property_name}_kppa"))
+        a, b, c = (n + n % 2 for n in mesh) if self.even_mesh else mesh
+        return a, b, c
+
+    def _bands(self, electrons: int) -> int:
+        occupied = math.ceil(electrons / 2)
+        return occupied + max(4, math.ceil(self.extra_bands * occupied))
+
+    def _dual(self, atoms: Atoms) -> float:
+        soft = all(self._files()[symbol].norm_conserving for symbol in atoms.get_chemical_symbols())
+        return self.dual or (4.0 if soft else 8.0)
+
+    def _namelists(
+        self, atoms: Atoms, property_name: str, rung: Rung, scale: float, relax: bool
+    ) -> dict[str, dict[str, Any]]:
+        """The namelists of ``pw.x``, for the given cell scaled by this factor of its volume."""
+        cutoff = getattr(self, f"{property_name}_cutoff")
+        if self.eos_same_waves:
+            cutoff *= scale ** (-2 / 3)
+        width = getattr(self, f"{property_name}_width") or rung.width
+        smearing = {"occupations": "smearing", "smearing": "gaussian", "degauss": width}
+        namelists: dict[str, dict[str, Any]] = {
+            "control": {"calculation": "vc-relax" if relax else "scf"},
+            "system": {
+                "ecutwfc": cutoff,
+                "ecutrho": self._dual(atoms) * cutoff,
+                "nbnd": self._bands(self._electrons(atoms)),
+                **(smearing if width else {"occupations": "fixed"}),
+            },
+            "electrons": {
+                "conv_thr": self.tolerance * len(atoms),
+                "mixing_beta": self.mixing,
+                "diagonalization": self.diagonalization,
+                "electron_maxstep": rung.steps * self.max_scf_iterations,
+                **rung.electrons,
+            },
+        }
+        if relax:
+            namelists["control"] |= {"nstep": self.nstep, "forc_conv_thr": self.largest_force / (Ry / Bohr)}
+            namelists["cell"] = {"press_conv_thr": 10 * self.largest_stress}  # kbar
+        return namelists
+
+
+class _Climb:
+    """The SCFs of one crystal: an attempt that fails is repeated on the next rung, and the later ones start there."""
+
+    def __init__(self, engine: EspressoEngine, property_name: str, atoms: Atoms):
+        self.atoms = pwscf.oriented(atoms)
+        self.failed: list[dict[str, str]] = []
+        self._engine, self._property = engine, property_name
+        self._rungs = engine.rungs(property_name)
+        self._mesh = engine._mesh(atoms, property_name)
+        self._electrons = engine._electrons(atoms)
+        self._program = pwscf.find_program(engine.command)
+
+    @property
+    def rung(self) -> Rung:
+        """The rung on which the last SCF was tried."""
+        return self._rungs[0]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The part of ``details`` that every property shares, and the attempts that failed."""
+        return {
+            "valence_electrons": self._electrons,
+            "kpoints": list(self._mesh),
+            "cutoff": getattr(self._engine, f"{self._property}_cutoff"),
+            "bands": self._engine._bands(self._electrons),
+            **({"failed_attempts": self.failed} if self.failed else {}),
+        }
+
+    def calculate(self, scale: float = 1.0, relax: bool = False) -> pwscf.PwxOutput:
+        """One calculation of the crystal at this factor of its volume; raises :class:`pwscf.PwxFailure`."""
+        atoms = self.atoms.copy()
+        atoms.set_cell(atoms.cell.array * scale ** (1 / 3), scale_atoms=True)
+        while True:
+            try:
+                return self._attempt(atoms, scale, relax)
+            except pwscf.PwxFailure as failed:
+                self.failed.append({"rung": self.rung.name, "status": failed.status.name, "message": str(failed)})
+                if failed.status != Status.NOT_CONVERGED or len(self._rungs) == 1:
+                    raise
+                self._rungs = self._rungs[1:]
+
+    def _attempt(self, atoms: Atoms, scale: float, relax: bool) -> pwscf.PwxOutput:
+        engine = self._engine
+        settings = engine._namelists(atoms, self._property, self.rung, scale, relax)
+        found = pwscf.calculate(self._program, atoms, settings, self._mesh, engine._files())
+        if round(found.electrons) != self._electrons:
+            message = f"pw.x counted {found.electrons:g} electrons instead of {self._electrons}"
+            raise pwscf.PwxFailure(Status.ENGINE_ERROR, message, "")
+        if self.rung.width and not _same_as_fixed(found, self._property):
+            message = "only smearing converges, and it fills the bands in part: not what fixed occupations would give"
+            raise pwscf.PwxFailure(Status.NOT_CONVERGED, message, "")
+        return found
+
+
+def _edges(found: pwscf.PwxOutput) -> tuple[float, float]:
+    """Highest occupied and lowest empty level in eV, two electrons a band."""
+    occupied = round(found.electrons) // 2
+    return float(found.eigenvalues[:, occupied - 1].max()), float(found.eigenvalues[:, occupied].min())
+
+
+def _same_as_fixed(found: pwscf.PwxOutput, property_name: str) -> bool:
+    """Whether a smeared SCF says what one with fixed occupations would."""
+    homo, lumo = _edges(found)
+    distance = np.minimum(np.abs(found.occupations), np.abs(1 - found.occupations)).max()
+    return bool(distance < _WHOLE or (property_name == "band_gap" and lumo <= homo))
+
+
+def _cpu_seconds() -> float:
+    """CPU seconds of this process and of the programs it waited for."""
+    return sum(os.times()[:4])

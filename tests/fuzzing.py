@@ -1,0 +1,320 @@
+"""Malformed inputs, and what becomes of each: a clear error, or a result that is right; nothing else, nothing written.
+
+Every entry of :data:`TARGETS` pairs a strategy of ``hypothesis`` with a door of the package. A door returns for an
+input that it accepts, after having checked the result. ``tests/test_fuzz.py`` tries a few inputs, and
+``benchmarks/fuzz.py`` ten thousand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fake_pwx
+import numpy as np
+from ase import Atoms
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Structure
+
+from agents.config import RunConfig, load
+from crystaljax.skeleton import Skeleton, stack
+from crystaljax.structures import MIN_DISTANCE, read_mp20, to_skeleton
+from dft_bridge.engines import pwscf, upf
+from dft_bridge.engines.base import EngineNotReady
+from dft_bridge.engines.registry import ENGINES, make_engine
+
+CLEAR = (ValueError, EngineNotReady, pwscf.PwxFailure, OSError, MemoryError)
+"""What a malformed input may raise; the package's own errors about input are ``ValueError``s."""
+
+WORDS = [
+    "",
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e400",
+    "1e-400",
+    "?",
+    ".",
+    "'",
+    '"',
+    ";",
+    "#",
+    "loop_",
+    "data_",
+    "_",
+    "Xx",
+    "Na+",
+]
+WORDS += [
+    "1/0",
+    "x,y",
+    "-x, -y, -z",
+    "999999999999",
+    "\x00",
+    "é",
+    "\u2028",
+    "<",
+    ">",
+    "&",
+    "</output>",
+    "****",
+    "1.0(3)",
+]
+NUMBERS = st.one_of(
+    st.floats(-10, 10), st.sampled_from([0.0, 1e-12, 1e12, 1e308, float("nan"), float("inf"), -float("inf")])
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, texts: list[str]) -> str:
+    """One of the texts with some of its words, lines or characters replaced, left out, repeated or cut off."""
+    text = draw(st.sampled_from(texts))
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.sampled_from(["word", "line", "character", "end"]))
+        separator = {"word": " ", "line": "\n", "character": "", "end": ""}[kind]
+        parts = text.split(separator) if separator else list(text)
+        if not parts:
+            break
+        at = draw(st.integers(0, len(parts) - 1))
+        change = draw(st.sampled_from(["drop", "repeat", "swap", "replace"]))
+        other = draw(st.integers(0, len(parts) - 1))
+        if kind == "end":
+            parts = parts[:at]
+        elif change == "drop":
+            del parts[at]
+        elif change == "repeat":
+            parts.insert(at, parts[other])
+        elif change == "swap":
+            parts[at], parts[other] = parts[other], parts[at]
+        else:
+            parts[at] = draw(st.sampled_from(WORDS) | st.text(max_size=8))
+        text = separator.join(parts)
+    return text
+
+
+# Structures
+
+
+def _cifs() -> list[str]:
+    salt = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])
+    perovskite = Structure.from_spacegroup(
+        "Pm-3m", Lattice.cubic(4.0), ["K", "Mg", "F"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]]
+    )
+    from pymatgen.io.cif import CifWriter
+
+    return [structure.to(fmt="cif") for structure in (salt.get_primitive_structure(), perovskite)] + [
+        str(CifWriter(salt, symprec=0.1))
+    ]
+
+
+CIFS = _cifs()
+ROWS = "material_id,pretty_formula,spacegroup.number,cif\n" + "\n".join(
+    f'mp-{number},NaCl,{group},"{text}"' for number, (group, text) in enumerate(zip((225, 221, 225), CIFS, strict=True))
+)
+
+
+def use_skeleton(made: Skeleton) -> None:
+    """A skeleton that was accepted must be usable and sane."""
+    assert made.lattice.shape == (3, 3) and np.isfinite(made.lattice).all() and made.volume > 0
+    assert np.isfinite(made.frac_coords).all() and (made.frac_coords >= 0).all() and (made.frac_coords < 1).all()
+    assert len(made.species) == made.n_sites >= 1
+    assert made.digest and sorted(made.site_orders[0]) == list(range(made.n_sites))
+    assert len(made.bonds.distances) == 0 or made.bonds.distances.min() >= MIN_DISTANCE - 1e-6
+    table = stack([made])
+    assert all(np.isfinite(leaf).all() for leaf in (table.lattice, table.distances, table.volume))
+
+
+def open_cif(text: str) -> None:
+    use_skeleton(to_skeleton(text if "\n" in text else text + "\n"))
+
+
+def open_text(text: str) -> None:
+    use_skeleton(to_skeleton(text))
+
+
+def open_rows(text: str) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(text)
+        file.flush()
+        for made in read_mp20(file.name):
+            use_skeleton(made)
+
+
+PLACES = st.tuples(*[st.sampled_from([0.0, 0.5, 2.0, 0.3]) | NUMBERS] * 3)
+CUBE = [4.0, 0, 0, 0, 4.0, 0, 0, 0, 4.0]
+CELLS = st.just(CUBE) | st.lists(NUMBERS | st.sampled_from([4.0, 5.0]), min_size=9, max_size=9)
+
+
+@st.composite
+def atoms(draw: st.DrawFn) -> Atoms:
+    places = draw(st.lists(PLACES, max_size=4))
+    return Atoms(
+        numbers=[draw(st.sampled_from([11, 17]) | st.integers(0, 118)) for _ in places],
+        positions=np.reshape(places, (-1, 3)),
+        cell=np.reshape(draw(CELLS), (3, 3)),
+        pbc=draw(st.just(True) | st.lists(st.booleans(), min_size=3, max_size=3)),
+    )
+
+
+@st.composite
+def structures(draw: st.DrawFn) -> Structure:
+    places = draw(st.lists(PLACES, max_size=4))
+    species = st.sampled_from(["Na", "Cl", "H", "Og", "Na+", "D", {"Na": 0.5, "K": 0.5}, {"Na": 0.2}])
+    return Structure(np.reshape(draw(CELLS), (3, 3)), [draw(species) for _ in places], places)
+
+
+def open_structure(structure: Atoms | Structure) -> None:
+    use_skeleton(to_skeleton(structure))
+
+
+# Settings
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**20),
+    NUMBERS,
+    st.text(max_size=10),
+    st.sampled_from([*WORDS, "tight", "cell", "PBE"]),
+    st.lists(st.one_of(NUMBERS, st.text(max_size=3)), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+
+
+@st.composite
+def engine_settings(draw: st.DrawFn) -> tuple[str, str, dict[str, Any]]:
+    name = draw(st.sampled_from([*ENGINES, "ase:ase.calculators.emt.EMT", "ase:", "vasp", ""]))
+    preset = draw(st.sampled_from(["fast", "fast", "fast", "crystalgym", "standard", "moon"]))
+    kind = ENGINES.get(name, ENGINES["ase"])
+    names = st.sampled_from([field.name for field in dataclasses.fields(kind) if field.init])
+    return name, preset, draw(st.dictionaries(names, VALUES, max_size=3))
+
+
+def open_engine(given_settings: tuple[str, str, dict[str, Any]]) -> None:
+    name, preset, overrides = given_settings
+    engine = make_engine(name, preset, **overrides)
+    for setting, value in overrides.items():
+        kept = getattr(engine, setting)
+        assert kept == value or list(kept) == list(value) or setting == "label"
+        if isinstance(kept, float):
+            assert np.isfinite(kept) and kept >= 0
+    if name.startswith("ase"):  # the others' fingerprints need programs and files
+        engine.preflight()
+        json.dumps(engine.fingerprint("bulk_modulus"), allow_nan=False)
+
+
+CONFIG = json.dumps({**dataclasses.asdict(RunConfig(task="BandGap-C1-v0")), "skeletons": ["0" * 16]}, indent=1)
+
+
+def open_config(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        config, _ = load(Path(folder))
+        assert bool(config.task) != bool(config.structures) and config.episodes >= 1
+
+
+# What pw.x leaves
+
+OUTPUTS = [
+    fake_pwx.TEXT,
+    fake_pwx.TEXT + fake_pwx.NOT_CONVERGED,
+    fake_pwx.error("electrons", "charge is wrong: smearing is needed"),
+    fake_pwx.error("check_atoms", "atoms #   1 and #   2 overlap!"),
+]
+
+
+@st.composite
+def outputs(draw: st.DrawFn) -> tuple[str, bytes | None, int]:
+    xml = draw(st.none() | st.just(fake_pwx.XML) | mutated([fake_pwx.XML]) | st.text())
+    data = None if xml is None else xml.encode("utf-8", errors="surrogatepass")
+    return draw(st.just(fake_pwx.TEXT) | mutated(OUTPUTS)), data, draw(st.sampled_from([0, 1, 2, 3, -6, -9, -11]))
+
+
+def open_output(left: tuple[str, bytes | None, int]) -> None:
+    found = pwscf.read(*left)
+    assert np.isfinite([found.energy, found.electrons]).all() and np.isfinite(found.eigenvalues).all()
+    assert found.eigenvalues.shape == found.occupations.shape and np.isfinite(found.lattice).all()
+
+
+def _pseudopotentials() -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return [fake_pwx.upf(Path(folder), symbol).read_text() for symbol in ("Si", "O")]
+
+
+PSEUDOPOTENTIALS = [
+    *_pseudopotentials(),
+    "<PP_HEADER>\n 0 Version\n Mg Element\n US type\n T core\n SLA PW PBE PBE PBE functional\n 10.0 Z\n</PP_HEADER>\n"
+    "<PP_RHOATOM>\n1.0\n</PP_RHOATOM>\n",
+]
+
+
+def open_pseudopotential(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "Si.upf")
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        found = upf.read_file(path)
+        assert found.valence >= 1 and found.sha256
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is tried, at which door, and its share of all inputs."""
+
+    inputs: st.SearchStrategy[Any]
+    door: Callable[[Any], None]
+    share: float
+
+
+TARGETS = {
+    "cif": Target(mutated(CIFS), open_cif, 0.25),
+    "mp20_csv": Target(mutated([ROWS]), open_rows, 0.05),
+    "names_and_paths": Target(st.text(max_size=30) | st.sampled_from(WORDS), open_text, 0.05),
+    "ase_atoms": Target(atoms(), open_structure, 0.1),
+    "pymatgen_structures": Target(structures(), open_structure, 0.1),
+    "engine_settings": Target(engine_settings(), open_engine, 0.1),
+    "run_configs": Target(mutated([CONFIG]), open_config, 0.1),
+    "pwx_outputs": Target(outputs(), open_output, 0.15),
+    "pseudopotentials": Target(mutated(PSEUDOPOTENTIALS), open_pseudopotential, 0.1),
+}
+
+
+def fuzz(name: str, count: int, random_seed: int = 0) -> Counter[str]:
+    """Try this many inputs at one door; how many were accepted and refused.
+
+    Raises:
+        AssertionError: an accepted input gave a wrong result, an error was empty, or a file was left behind.
+        Exception: any error that is not in :data:`CLEAR`, for the smallest input that raises it.
+    """
+    target, tally = TARGETS[name], Counter[str]()
+    places = Path.cwd(), Path(tempfile.gettempdir())
+
+    def listing() -> list[list[str]]:
+        return [sorted(os.listdir(place)) for place in places]
+
+    before = listing()
+
+    @seed(random_seed)
+    @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(target.inputs)
+    def run(value: Any) -> None:
+        try:
+            target.door(value)
+            tally["accepted"] += 1
+        except CLEAR as error:
+            assert str(error).strip(), f"{type(error).__name__} says nothing"
+            tally["refused"] += 1
+        assert listing() == before, "files were left behind"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run()
+    return tally
