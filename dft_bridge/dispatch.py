@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.02
 """How long results may gather while others are outstanding: one transaction for many quick ones."""
-CAPACITY = 64
+CAPACITY = 256
 """Jobs outstanding at an executor that does not say how many it likes to have."""
 JOIN_SECONDS = 5.0
 

@@ -12,6 +12,7 @@ import pytest
 from fake_engines import FakeEngine, fake_value
 
 import crystaljax
+from crystaljax import library
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
 from crystaljax.evaluators import BudgetSpent, Deferred
 from crystaljax.status import Status
@@ -20,7 +21,7 @@ from dft_bridge.delayed import DelayedEvaluation
 from dft_bridge.engines.base import EngineNotReady
 from dft_bridge.store import StoreError
 
-C1 = crystaljax.library.benchmark("C1")
+C1 = library.benchmark("C1")
 LANES, STEPS, NEON = 8, 12, 10
 
 
