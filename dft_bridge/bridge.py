@@ -31,7 +31,7 @@ from dft_bridge.engines.base import BatchEngine, Engine, Result
 from dft_bridge.gate import gate
 from dft_bridge.interrupts import InterruptWatch
 from dft_bridge.keys import Keys, Request
-from dft_bridge.limits import Limits
+from dft_bridge.limits import ExecutorLost, Limits
 from dft_bridge.pool import WorkerPool
 from dft_bridge.store import Store
 from dft_bridge.tickets import Answer, Tickets
@@ -83,7 +83,7 @@ class Bridge:
 
         Raises:
             ValueError: options that exclude each other.
-            ExecutorLost: no scheduler answers at that address.
+            ExecutorLost: Dask is not installed, or no scheduler answers at that address.
         """
         if (executor is not None) + (scheduler is not None) + (workers is not None) > 1:
             raise ValueError("workers, executor and scheduler say where to calculate; give one of them")
@@ -359,8 +359,10 @@ class Bridge:
 def _executor(engine: Engine, workers: int | None, scheduler: str | None, limits: Limits) -> Executor:
     """Where an engine's calculations run if the user has no executor."""
     if scheduler is not None:
-        from dft_bridge.cluster import DaskExecutor
-
+        try:
+            from dft_bridge.cluster import DaskExecutor
+        except ModuleNotFoundError as error:
+            raise ExecutorLost("a scheduler needs Dask: pip install 'crystaljax[dask]', on every host") from error
         return DaskExecutor(scheduler, engine, limits)
     if not isinstance(engine, BatchEngine):
         return WorkerPool(workers, limits)
