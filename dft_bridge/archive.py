@@ -11,7 +11,7 @@ from typing import Any
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 from dft_bridge.engines.base import Engine, Result
-from dft_bridge.keys import Keys, Request
+from dft_bridge.keys import Keys, Request, limited_key
 from dft_bridge.limits import JobFailed, Limits
 from dft_bridge.store import Record, Store, StoreError
 
@@ -26,9 +26,10 @@ class Archive:
 
     def __init__(self, store: Store, engine: Engine, preset: str, limits: Limits):
         """``preset``: name of the engine's settings, for labels. Nothing is opened."""
-        self.store, self._engine, self._preset, self._limits = store, engine, preset, limits
+        self.store, self._engine, self._preset = store, engine, preset
+        self._limits = dataclasses.asdict(limits)
         self._fingerprints: dict[str, dict[str, Any]] = {}
-        self._keys: dict[tuple[str, str], Keys] = {}
+        self._keys: dict[tuple[bytes, bytes, str], Keys] = {}
         self._lock = threading.Lock()
         self._unwritten: list[Record] = []
 
@@ -52,7 +53,7 @@ class Archive:
 
     def keys(self, skeleton: Skeleton, property_name: str) -> Keys:
         """What makes the keys of a skeleton, once the property is open."""
-        which = (skeleton.digest, property_name)
+        which = (skeleton.lattice.tobytes(), skeleton.frac_coords.tobytes(), property_name)
         if which not in self._keys:
             self._keys[which] = Keys(skeleton, property_name, self._fingerprints[property_name])
         return self._keys[which]
@@ -60,7 +61,7 @@ class Archive:
     def find(self, keys: Sequence[str]) -> dict[str, Result]:
         """Those results that are known: of the crystal, or failures under these very limits."""
         self.flush()
-        limited = {self._limits.key(key): key for key in keys}
+        limited = {limited_key(key, self._limits): key for key in keys}
         found = self.store.read([*keys, *limited])
         return {limited.get(key, key): result for key, result in found.items()}
 
@@ -89,10 +90,10 @@ class Archive:
 
     def _record(self, key: str, request: Request, result: Result) -> Record:
         if result.status in OF_LIMITS and "limits" in result.details:
-            key = self._limits.key(key)
+            key = limited_key(key, self._limits)
         label, fingerprint = self.label(request.property), self._fingerprints[request.property]
         return Record(key, request.crystal, request.property, result, label, fingerprint)
 
     def failure(self, error: JobFailed, size: int = 1) -> Result:
         """The result of a crystal whose worker is gone; it holds the limits."""
-        return Result.failure(error.status, str(error), error.seconds / size, limits=dataclasses.asdict(self._limits))
+        return Result.failure(error.status, str(error), error.seconds / size, limits=self._limits)

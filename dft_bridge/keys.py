@@ -66,3 +66,8 @@ class Keys:
         digest = self._common.copy()
         digest.update(np.asarray(numbers, dtype="<i4").tobytes())
         return KEY_PREFIX + digest.hexdigest()
+
+
+def limited_key(key: str, limits: Mapping[str, Any]) -> str:
+    """The key of a failure that speaks of limits (JSON-able) as much as of the crystal: other limits try again."""
+    return KEY_PREFIX + hashlib.sha256(f"{key} {json.dumps(limits, sort_keys=True)}".encode()).hexdigest()

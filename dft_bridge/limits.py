@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 
 from crystaljax.status import Status
-from dft_bridge.keys import KEY_PREFIX
 
 
 class JobFailed(RuntimeError):
@@ -72,7 +70,3 @@ class Limits:
                 raise ValueError(f"{name} is {value}; give a positive number, or None for no limit")
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}; give 0 or more")
-
-    def key(self, key: str) -> str:
-        """The key of a failure that speaks of these limits: filed apart, so that other limits try again."""
-        return KEY_PREFIX + hashlib.sha256(f"{key} {dataclasses.astuple(self)}".encode()).hexdigest()
