@@ -249,7 +249,8 @@ class Dispatcher:
         self._record([future for future, job in self._running.items() if unwanted(job) and future.done()])
         dropped = [job for job in self._waiting if unwanted(job)]
         self._waiting = deque(job for job in self._waiting if not unwanted(job))
-        for future, job in [(future, job) for future, job in self._running.items() if unwanted(job)]:
+        # The latest first, so that no worker that becomes free begins one that is to be cancelled next.
+        for future, job in [(future, job) for future, job in reversed(self._running.items()) if unwanted(job)]:
             job.cancelled = True
             future.cancel()  # in our own pool this ends what runs, too
             del self._running[future]
@@ -258,7 +259,7 @@ class Dispatcher:
 
     def _abandon(self, error: BaseException) -> None:
         """Stop everything for a reason that concerns everything; what has finished is kept."""
-        for future, job in self._running.items():
+        for future, job in reversed(self._running.items()):  # as in _give_up
             if future.done() and not future.cancelled() and future.exception() is None:
                 results = zip(job.requests.items(), future.result().results, strict=True)
                 with contextlib.suppress(StoreError):  # kept until it can be written

@@ -1,6 +1,6 @@
 """Twenty pw.x calculations through Slurm, one of whose jobs is killed midway: all twenty must arrive.
 
-Starts a cluster of one node on this machine, from the packages of Debian, in a temporary folder and on ports of its own:
+Starts a cluster of one node on this machine, from the packages of Debian, in a temporary folder and on free ports:
 munged, slurmctld, slurmd; then Dask workers as Slurm jobs by ``dask-jobqueue``, and a bridge on them. Needs root:
 
     apt-get install slurm-wlm munge quantum-espresso && pip install 'crystaljax[dask]'
@@ -147,7 +147,7 @@ def main() -> int:
                 store=folder / "results.db",
                 scheduler=cluster.scheduler_address,
                 timeout=120.0,
-                pseudo_folder=pseudo,
+                pseudopotentials=pseudo,
                 band_gap_cutoff=12.0,
             ) as bridge:
                 tickets = bridge.submit(silicons())
