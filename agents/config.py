@@ -9,8 +9,8 @@ from typing import Any
 
 AGENTS = ("ppo", "random")
 FILE = "config.json"
-MOVABLE = ("store", "workers")
-"""Settings that change no number, so a resumed run may have others."""
+MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours")
+"""Settings of where calculations happen and what they may cost, so a resumed run may have others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,9 @@ class RunConfig:
         checkpoint_every: updates between two checkpoints.
         store: file or URL of the results store; ``None`` for the user's.
         workers: processes that calculate; ``None`` for one per GPU that the engine can use, else one per core.
+        scheduler: address of a Dask scheduler whose workers calculate instead.
+        timeout, memory: seconds and GiB that a calculation may take; ``None`` for no limit.
+        max_dft_calls, max_core_hours: budget of the whole run, which ends when it is spent; ``None`` for no limit.
     """
 
     task: str = ""
@@ -65,6 +68,11 @@ class RunConfig:
     checkpoint_every: int = 10
     store: str | None = None
     workers: int | None = None
+    scheduler: str | None = None
+    timeout: float | None = None
+    memory: float | None = None
+    max_dft_calls: int | None = None
+    max_core_hours: float | None = None
 
     def __post_init__(self) -> None:
         if self.agent not in AGENTS:

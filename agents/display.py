@@ -74,6 +74,7 @@ class Display:
             hits = stats.memory_hits + stats.store_hits + stats.shared
             failed = sum(stats.failures.values())
             parts += [f"{stats.calls} DFT", f"{hits} cached", f"{stats.refused} refused", f"{failed} failed"]
+            parts += [f"{stats.core_seconds / 3600:.2f} core-h"]
         else:
             parts += [f"{len(ledger.crystals)} crystals"]
         return " · ".join([*parts, f"{_time_left(self._left)} left"])

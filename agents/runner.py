@@ -14,6 +14,7 @@ import numpy as np
 
 from agents import config as configs
 from agents import interrupt, report
+from agents.accounting import Accounting
 from agents.base import Agent, Records
 from agents.checkpoints import Checkpoints
 from agents.config import RunConfig
@@ -24,7 +25,7 @@ from agents.networks import make_network
 from agents.ppo import PPOConfig, make_ppo
 from agents.random_search import RandomConfig, make_random_search
 from crystaljax.env import CrystalEnv, EnvParams
-from crystaljax.evaluators import Evaluator
+from crystaljax.evaluators import BudgetSpent, Evaluator
 from crystaljax.status import Status
 from crystaljax.tasks import make, make_custom
 
@@ -41,6 +42,7 @@ class RunResult:
     Attributes:
         folder: where everything is.
         interrupted: whether it was stopped before its last update; it can be resumed.
+        stopped: why it stopped by itself before its last update (a budget that is spent), for people.
         updates: updates done, in all.
         planned: updates to do, in all.
         state: the train state after them.
@@ -49,6 +51,7 @@ class RunResult:
 
     folder: Path
     interrupted: bool
+    stopped: str
     updates: int
     planned: int
     state: Any
@@ -107,7 +110,7 @@ def train(
 
     Raises:
         ValueError: for settings that do not fit, or a folder that holds a run already (not with ``resume``).
-        Exception: whatever the evaluator's ``check()`` raises, after a checkpoint.
+        Exception: whatever the evaluator's ``check()`` raises, after a checkpoint; a budget that is spent ends the run.
     """
     env, params = build_env(config, evaluator)
     agent = build_agent(config, env)
@@ -147,6 +150,8 @@ class _Run:
         console: Console | None,
     ):
         self.config, self.env, self.params, self.agent, self.folder = config, env, params, agent, folder
+        self.accounting = Accounting(folder, evaluator)
+        self.stopped = ""
         self.stats = getattr(evaluator, "stats", lambda: None)
         self.cancel = getattr(evaluator, "cancel", lambda: None)
         self.origin = report.Origin(env.evaluator.label, _fingerprint(env, evaluator), float(params.target))
@@ -178,6 +183,7 @@ class _Run:
                 while self.update < self.updates and not interrupted:
                     interrupted = not self._one_update(compiled, stop, display) or stop.requested
         finally:
+            self.accounting.write()
             self._checkpoint()
             self.checkpoints.close()
             self.journal.close()
@@ -186,6 +192,7 @@ class _Run:
         return RunResult(
             self.folder,
             interrupted,
+            self.stopped,
             self.update,
             self.updates,
             self.state,
@@ -201,17 +208,22 @@ class _Run:
 
         def waiting() -> None:
             display.show(self.ledger, self.stats())
+            self.accounting.write(always=False)
 
         state, losses, records = interrupt.call(compiled, self.state, stop=stop, cancel=self.cancel, waiting=waiting)
         try:
             self.env.evaluator.check()
         except KeyboardInterrupt:  # an evaluator that hears Ctrl-C by itself
             return False
+        except BudgetSpent as spent:
+            self.stopped = str(spent)
+            return False
         if _cancelled(records):
             return False
         self.update += 1
         self.state = state
         episodes = self.ledger.add_records(records, self.update)
+        self.accounting.write()
         self.journal.write(self._metrics(losses, episodes, time.perf_counter() - start), episodes)
         display.finished(self.update)
         display.show(self.ledger, self.stats(), always=True)

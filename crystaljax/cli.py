@@ -70,6 +70,8 @@ def _explain(error: Exception) -> str | None:
         "EngineNotReady",
         "InstallError",
         "StoreError",
+        "ExecutorLost",
+        "BudgetSpent",
     ):
         return " ".join(str(error).split()) or type(error).__name__
     return None
@@ -139,6 +141,11 @@ def _add_train(commands: Any) -> None:
     add(how, "--preset", "settings of the engine: fast, crystalgym, standard ...")
     add(how, "--store", "results store, shared by all runs: a file, or postgresql://...", metavar="FILE|URL")
     add(how, "--workers", "processes that calculate (default: one per GPU, else one per core)", type=int)
+    add(how, "--scheduler", "Dask scheduler whose workers calculate instead, tcp://host:8786", metavar="URL")
+    add(how, "--timeout", "stop a calculation after so many seconds", type=float)
+    add(how, "--memory", "stop a calculation that needs more GiB", type=float)
+    add(how, "--max-dft-calls", "end the run after so many calculations; --resume with more goes on", type=int)
+    add(how, "--max-core-hours", "end the run after so many core-hours of calculations", type=float)
 
     run = train.add_argument_group("the run")
     add(run, "--run", "folder of the run (default: runs/TASK-AGENT-ENGINE-SEED)", metavar="DIR")
@@ -195,7 +202,17 @@ def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
         return
     from dft_bridge import open_bridge
 
-    with open_bridge(config.engine, config.preset, store=config.store, workers=config.workers) as bridge:
+    with open_bridge(
+        config.engine,
+        config.preset,
+        store=config.store,
+        workers=config.workers,
+        scheduler=config.scheduler,
+        timeout=config.timeout,
+        memory=config.memory,
+        max_calls=config.max_dft_calls,
+        max_core_hours=config.max_core_hours,
+    ) as bridge:
         yield bridge
 
 
@@ -213,12 +230,14 @@ def _train(run: str | None = None, resume: bool = False, **given: Any) -> int:
     console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
     if not result.interrupted:
         return 0
+    reason = f"{result.stopped}; " if result.stopped else ""
+    more = " and a larger budget" if result.stopped else ""
     print(
-        f"crystaljax: stopped after update {result.updates} of {result.planned}; "
-        f"go on with: crystaljax train --resume --run {result.folder}",
+        f"crystaljax: {reason}stopped after update {result.updates} of {result.planned}; "
+        f"go on with: crystaljax train --resume --run {result.folder}{more}",
         file=sys.stderr,
     )
-    return INTERRUPTED
+    return 0 if result.stopped else INTERRUPTED
 
 
 def _settings(run: str | None, resume: bool, given: dict[str, Any]) -> tuple[RunConfig, Path]:

@@ -56,6 +56,10 @@ class Evaluator(Protocol):
         """The evaluator for that problem; raises ``ValueError`` if it cannot compute the property."""
 
 
+class BudgetSpent(RuntimeError):
+    """A run has used up the calculations it may pay for; the message says what was spent. What is known stays known."""
+
+
 def _nothing_to_check() -> None:
     """On-device evaluators cannot fail behind the program's back."""
 
@@ -101,6 +105,27 @@ UNRELAXED_DENSITY = FunctionEvaluator(
     unrelaxed_density, "on-device: density of the unrelaxed cell, no DFT", properties=("density",)
 )
 """The density without DFT: exact for the given cell, not what a relaxation would give."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Deferred:
+    """Evaluates nothing: every finished crystal is ``Status.PENDING``. For :class:`crystaljax.delayed.DelayedRewards`.
+
+    Attributes:
+        label: where the values will come from.
+    """
+
+    label: str = "delayed"
+
+    def bind(self, problem: Problem) -> BoundEvaluator:
+        del problem
+
+        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
+            del numbers, skeleton
+            return jnp.float32(0), jnp.where(pending, Status.PENDING, Status.OK).astype(jnp.int32)
+
+        return BoundEvaluator(query, _nothing_to_check, self.label)
+
 
 _BUILT_IN: dict[str, Evaluator] = {"unrelaxed-density": UNRELAXED_DENSITY}
 

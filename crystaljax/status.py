@@ -34,3 +34,7 @@ class Status(enum.IntEnum):
     """The engine has no pseudopotential or data set for one of the elements."""
     CANCELLED = 10
     """The run was stopped before the calculation finished. Never stored."""
+    OUT_OF_MEMORY = 11
+    """The calculation exceeded its memory limit."""
+    PENDING = 12
+    """Asked for, not calculated yet: the reward comes later (see :mod:`crystaljax.delayed`). Never stored."""

@@ -8,9 +8,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "bridge": ["Bridge", "Stats"],
+        "accounting": ["Budget", "Stats"],
+        "bridge": ["Bridge"],
         "evaluators": ["open_bridge"],
         "keys": ["Request"],
+        "limits": ["Limits"],
         "store": ["Store"],
     },
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from dft_bridge.accounting import Budget
 from dft_bridge.bridge import Bridge
 from dft_bridge.engines.registry import make_engine
+from dft_bridge.limits import Limits
 from dft_bridge.store import Store
 
 
@@ -16,7 +18,12 @@ def open_bridge(
     store: Store | str | os.PathLike[str] | None = None,
     workers: int | None = None,
     *,
+    scheduler: str | None = None,
     timeout: float | None = None,
+    memory: float | None = None,
+    retries: int = 2,
+    max_calls: int | None = None,
+    max_core_hours: float | None = None,
     **settings: Any,
 ) -> Bridge:
     """A bridge to an engine by name, for ``with open_bridge(...) as bridge`` and ``make(..., evaluator=bridge)``.
@@ -26,15 +33,21 @@ def open_bridge(
         preset: name of its settings.
         store: where results are kept, by default :func:`dft_bridge.store.default_path`.
         workers: worker processes, by default one per GPU that the engine can use, else one per CPU core.
-        timeout: wall-clock seconds after which a calculation is stopped.
+        scheduler: address of a Dask scheduler, ``tcp://host:8786``, whose workers calculate instead.
+        timeout, memory, retries: of a calculation: wall-clock seconds, GiB, and attempts after its worker died; see
+            :class:`dft_bridge.limits.Limits`.
+        max_calls, max_core_hours: how much may be calculated in all; beyond it comes ``BudgetSpent``.
         settings: single settings of the engine that replace those of the preset.
 
     Raises:
         ValueError, TypeError: unknown engine, preset or setting, with the known ones.
+        ExecutorLost: no scheduler answers at that address.
     """
     chosen = make_engine(engine, preset, **settings)
     changed = "".join(f", {name}={value}" for name, value in sorted(settings.items()))
-    return Bridge(chosen, store, workers, preset=preset + changed, timeout=timeout)
+    limits, budget = Limits(timeout, memory, retries), Budget(max_calls, max_core_hours)
+    label = preset + changed
+    return Bridge(chosen, store, workers, scheduler=scheduler, preset=label, limits=limits, budget=budget)
 
 
 def gpaw() -> Bridge:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +32,7 @@ class FakeEngine:
     Attributes:
         log: a file that gets one line per calculation: process id and atomic numbers.
         scale: a setting that changes the number.
-        sleep: wall-clock seconds a calculation takes.
+        sleep, burn: wall-clock and CPU seconds a calculation takes.
         refuse_element, fail_element, nan_element, raise_element, kill_element, hang_element, unready_element: atomic
             number of the element that makes a crystal be refused, fail, return NaN, raise, kill its worker, hang, find
             the engine missing.
@@ -41,6 +44,7 @@ class FakeEngine:
     log: str = ""
     scale: float = 1.0
     sleep: float = 0.0
+    burn: float = 0.0
     refuse_element: int = -1
     fail_element: int = -1
     nan_element: int = -1
@@ -82,6 +86,9 @@ class FakeEngine:
         if self.raise_element in numbers:
             raise ArithmeticError("division by cucumber")
         time.sleep(self.sleep)
+        start = time.process_time()
+        while time.process_time() - start < self.burn:
+            pass
         if self.fail_element in numbers:
             return Result.failure(Status.NOT_CONVERGED, "gave up", iterations=60)
         if self.nan_element in numbers:
@@ -154,3 +161,48 @@ def xla_threads() -> tuple[set[int], int]:
     jax.numpy.ones(3).block_until_ready()
     names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
     return os.sched_getaffinity(0), sum("XLAEigen" in name for name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class FaultyEngine(FakeEngine):
+    """A :class:`FakeEngine` that works like one that runs programs, and fails in more ways.
+
+    Every calculation keeps a file in a scratch folder and a program running, both of which a killed worker leaves.
+
+    Attributes:
+        programs: a file that gets the process id of every program.
+        segfault_element, hog_element, garbage_element, truncated_element: atomic number of the element that makes a
+            crystal crash its worker, use ever more memory, print garbage, print half of its output.
+    """
+
+    programs: str = ""
+    segfault_element: int = -1
+    hog_element: int = -1
+    garbage_element: int = -1
+    truncated_element: int = -1
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        with tempfile.TemporaryDirectory() as scratch, subprocess.Popen(["sleep", "300"]) as program:
+            Path(scratch, "wavefunctions").write_bytes(bytes(1000))
+            if self.programs:
+                with open(self.programs, "a") as log:
+                    log.write(f"{program.pid}\n")
+            try:
+                result = super().compute(crystal, property_name)
+                self._misbehave(crystal.numbers)
+                return result
+            finally:
+                program.kill()
+
+    def _misbehave(self, numbers: np.ndarray) -> None:
+        if self.segfault_element in numbers:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.hog_element in numbers:
+            hoard = []
+            while len(hoard) < 40:  # 4 GiB, were nobody to step in
+                hoard.append(np.ones(100 * 2**20, np.uint8))
+                time.sleep(0.05)
+        if self.garbage_element in numbers:
+            float(bytes([0xFF, 0x00, 0x31]).decode("latin-1"))
+        if self.truncated_element in numbers:
+            json.loads('{"energy": -1.5, "eigenval')

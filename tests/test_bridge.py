@@ -31,7 +31,8 @@ from dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady
 from dft_bridge.engines.planewave import PlanewaveEngine
 from dft_bridge.interrupts import InterruptWatch
 from dft_bridge.keys import Keys, canonical_numbers
-from dft_bridge.pool import JobTimeout, WorkerDied, WorkerPool
+from dft_bridge.limits import JobTimeout, Limits, WorkerDied
+from dft_bridge.pool import WorkerPool
 from dft_bridge.store import StoreError
 
 C1 = library.benchmark("C1")
@@ -356,15 +357,15 @@ def test_a_killed_worker_breaks_only_what_it_ran(engine, path, tmp_path):
     assert "died 3 times" in results[-1].message and again[0].status == Status.WORKER_DIED
     # Each surviving crystal ran once, but for the one whose first worker was killed.
     assert len(killing.calculations()) == 6 + 1 + 3
-    assert len(Store(path)) == 6, "that a worker died says nothing about the crystal"
+    assert len(Store(path)) == 7, "with the limits under which the worker died"
 
 
 def test_a_hanging_calculation_is_stopped(engine, path):
     hanging = FakeEngine(log=engine.log, hang_element=NEON)
-    with Bridge(hanging, path, workers=2, timeout=3.0) as bridge:
+    with Bridge(hanging, path, workers=2, limits=Limits(timeout=3.0, retries=0)) as bridge:
         results = bridge.evaluate([*some(1, NEON), *some(3)])
     assert [r.status for r in results] == [Status.TIMEOUT] + [Status.OK] * 3
-    assert len(Store(path)) == 3
+    assert len(hanging.calculations()) == len(Store(path)) == 4
 
 
 def test_workers_are_light_and_in_a_group_of_their_own():
@@ -551,7 +552,8 @@ def test_a_batch_that_fails_as_a_whole_is_split(batched, path, error, status):
         stats = bridge.stats()
     assert statuses(results) == [Status.OK] * 6 + [status]
     assert executor.sizes == [4, 3, 1, 1, 1, 1] and batched.batches() == [3]
-    assert (stats.calls, stats.failures) == (7, {status.name: 1}) and len(Store(path)) == 6
+    assert (stats.calls, stats.failures) == (7, {status.name: 1})
+    assert len(Store(path)) == (6 if status == Status.ENGINE_ERROR else 7)
 
 
 def test_a_missing_engine_stops_a_batch_with_one_error(batched, path):
@@ -562,15 +564,15 @@ def test_a_missing_engine_stops_a_batch_with_one_error(batched, path):
 
 def test_a_crystal_that_kills_its_worker_fails_alone(batched, path):
     killing = dataclasses.replace(batched, kill_element=NEON)
-    with Bridge(killing, path, workers=2, retries=1) as bridge:
+    with Bridge(killing, path, workers=2, limits=Limits(retries=1)) as bridge:
         results = bridge.evaluate([*some(3), *some(1, NEON), *some(6)[3:]])
     assert statuses(results) == [Status.OK] * 3 + [Status.WORKER_DIED] + [Status.OK] * 3
-    assert "died 2 times" in results[3].message and len(Store(path)) == 6
+    assert results[3].message == "its worker died 2 times: SIGKILL(-9)" and len(Store(path)) == 7
     assert sorted(killing.batches()) == [3, 4, 4], "with its retry"
 
 
 def test_a_batch_has_the_time_of_all_its_crystals():
-    with WorkerPool(1, timeout=0.5) as pool:
+    with WorkerPool(1, Limits(timeout=0.5)) as pool:
         assert pool.submit_batch(60, time.sleep, 0.6).result() is None
 
 

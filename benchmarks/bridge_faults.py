@@ -1,0 +1,425 @@
+"""What the bridge loses when things go wrong: nothing.
+
+Each scenario runs crystals through real worker processes and a real store while something breaks, then goes on as a
+user would, and compares with the run that nothing happened to:
+
+- *lost*: answers that had been given, and are not in the store or were calculated again; wrong answers;
+- *duplicates*: rows of the store with the same key;
+- *orphans*: processes that outlived the run, of workers and of the programs they ran, and scratch folders.
+
+    python benchmarks/bridge_faults.py [--kills 50] [--only kill_main ...]
+
+The last line of the output is one JSON object; the exit status is 1 unless all of it is zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest import mock
+
+import psutil
+
+from crystaljax import library
+from crystaljax.status import Status
+from dft_bridge import Bridge, Limits, Request
+from dft_bridge.engines.base import Result
+from dft_bridge.store import StoreError
+
+# An engine that workers can import.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from fake_engines import FakeEngine, FaultyEngine, fake_value  # noqa: E402
+
+C1 = library.benchmark("C1")
+CARBON, NEON = 6, 10
+CRYSTALS = 30
+WORKERS = 2
+DEATH_SECONDS = 10.0
+"""Within it, workers and programs must have ended after the main process."""
+INTERRUPT_SECONDS = 5.0
+
+
+class Skipped(Exception):
+    """A scenario cannot run here; the message says why."""
+
+
+@dataclasses.dataclass
+class Damage:
+    """What a scenario has cost."""
+
+    lost: int = 0
+    duplicates: int = 0
+    orphans: int = 0
+
+    def __add__(self, other: Damage) -> Damage:
+        return Damage(self.lost + other.lost, self.duplicates + other.duplicates, self.orphans + other.orphans)
+
+
+def some(count: int = CRYSTALS, element: int = CARBON) -> list[Request]:
+    """Requests for distinct crystals that hold the element."""
+    return [Request.of(C1, [element, 20 + i, 8, 8, 8], "band_gap") for i in range(count)]
+
+
+class Scene:
+    """A folder with a store and the logs of an engine."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.store = folder, folder / "results.db"
+        self.answers, self.programs = folder / "answers", folder / "programs"
+        self.scratch = folder / "scratch"
+        self.scratch.mkdir()
+
+    def engine(self, **faults: object) -> FaultyEngine:
+        return FaultyEngine(log=str(self.folder / "calculations"), programs=str(self.programs), **faults)
+
+    def bridge(self, engine: FakeEngine, **options: object) -> Bridge:
+        return Bridge(engine, self.store, WORKERS, **options)
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """Scratch folders of workers are made in ours."""
+        with mock.patch.object(tempfile, "tempdir", str(self.scratch)):
+            yield
+
+    def start(self, sleep: float, count: int = CRYSTALS) -> subprocess.Popen:
+        """Another process that evaluates crystals and notes every answer it is given; it has begun on return."""
+        command = [sys.executable, __file__, "--child", str(self.folder), str(sleep), str(count)]
+        environment = os.environ | {"TMPDIR": str(self.scratch)}
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+        )
+        process.stdout.readline()
+        return process
+
+    def given(self) -> dict[tuple[int, ...], float]:
+        """The answers noted so far."""
+        lines = self.answers.read_text().splitlines() if self.answers.exists() else []
+        complete = [json.loads(line) for line in lines if line.endswith("]")]
+        return {tuple(numbers): value for numbers, value in complete}
+
+    def damage(self, given: dict[tuple[int, ...], float], requests: list[Request]) -> Damage:
+        """Go on with a new bridge to the end, and compare with a run that nothing happened to."""
+        before = Counter(self.engine().calculations())
+        with Bridge(self.engine(), self.store, executor=ThreadPoolExecutor(1)) as bridge:
+            results = bridge.evaluate(requests)
+        after = Counter(self.engine().calculations())
+        wrong = sum(as_given(requests, results).get(q.numbers) != fake_value(q.numbers) for q in requests)
+        again = sum(after[numbers] > before[numbers] for numbers in given)
+        changed = sum(value != fake_value(numbers) for numbers, value in given.items())
+        return Damage(wrong + again + changed, self.duplicates(), self.orphans())
+
+    def duplicates(self) -> int:
+        with contextlib.closing(sqlite3.connect(self.store)) as database:
+            query = "SELECT COUNT(value) - COUNT(DISTINCT value) FROM text_key_values WHERE key='key'"
+            return database.execute(query).fetchone()[0]
+
+    def orphans(self) -> int:
+        """Processes and scratch folders that are left, once they had time to go."""
+        logs = [self.folder / "calculations", self.programs]
+        pids = {int(line.split()[0]) for log in logs if log.exists() for line in log.read_text().splitlines()}
+        deadline = time.monotonic() + DEATH_SECONDS
+        while True:
+            left = sum(map(alive, pids - {os.getpid()})) + len(list(self.scratch.glob("crystaljax-*")))
+            if not left or time.monotonic() > deadline:
+                return left
+            time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def child(folder: str, sleep: str, count: str) -> None:
+    """What :meth:`Scene.start` runs."""
+    scene = Scene.__new__(Scene)
+    scene.folder, scene.store = Path(folder), Path(folder, "results.db")
+    engine = FaultyEngine(
+        log=str(Path(folder, "calculations")), programs=str(Path(folder, "programs")), sleep=float(sleep)
+    )
+    requests = some(int(count))
+    with scene.bridge(engine) as bridge, open(Path(folder, "answers"), "a") as answers:
+        bridge.submit(requests)
+        print("begun", flush=True)
+        while bridge.outstanding:
+            for ticket, result in bridge.collect(wait=1.0):
+                answers.write(json.dumps([requests[ticket].numbers, result.value]) + "\n")
+                answers.flush()
+
+
+def as_given(requests: list[Request], results: list[Result]) -> dict[tuple[int, ...], float]:
+    return {q.numbers: r.value for q, r in zip(requests, results, strict=True) if r.status == Status.OK}
+
+
+def expect(condition: bool, what: str) -> None:
+    """A scenario must have happened as it says, or it shows nothing."""
+    if not condition:
+        raise AssertionError(what)
+
+
+def kill_worker(scene: Scene, kills: int) -> Damage:
+    """kill -9 of a worker, several times."""
+    requests = some()
+    with scene.here(), scene.bridge(scene.engine(sleep=0.1), limits=Limits(retries=kills)) as bridge:
+        stop = threading.Event()
+        killed = []
+
+        def kill() -> None:
+            while not stop.wait(0.4) and len(killed) < kills:
+                for pid in bridge._executor.processes()[:1]:
+                    killed.append(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        results = bridge.evaluate(requests)
+        stop.set()
+        thread.join()
+    expect(len(killed) > 0, "no worker was killed")
+    return scene.damage(as_given(requests, results), requests)
+
+
+def kill_main(scene: Scene, kills: int) -> Damage:
+    """kill -9 of the main process, at a random moment."""
+    total = Damage()
+    for kill in range(kills):
+        folder = scene.folder / f"kill-{kill}"
+        folder.mkdir()
+        one = Scene(folder)
+        process = one.start(sleep=0.1)
+        time.sleep(random.Random(kill).uniform(0.0, 2.5))
+        process.kill()
+        process.communicate()
+        total += one.damage(one.given(), some())
+        shutil.rmtree(folder)
+    return total
+
+
+def ctrl_c(scene: Scene, kills: int) -> Damage:
+    """Ctrl-C: the end within five seconds."""
+    process = scene.start(sleep=1.0)
+    time.sleep(2.0)
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    expect(time.monotonic() - start < INTERRUPT_SECONDS, f"Ctrl-C took {time.monotonic() - start:.1f} s")
+    orphans = len(list(scene.scratch.glob("crystaljax-*")))  # none must be left for later
+    return scene.damage(scene.given(), some()) + Damage(orphans=orphans)
+
+
+def one_bad_crystal(scene: Scene, status: Status, limits: Limits = Limits(), **fault: int) -> Damage:  # noqa: B008
+    """A crystal that does something to its worker fails alone, for a reason that is kept; other limits try again."""
+    requests, bad = some(), some(1, NEON)
+    with scene.here(), scene.bridge(scene.engine(**fault), limits=limits) as bridge:
+        *results, failure = bridge.evaluate([*requests, *bad])
+    expect(failure.status == status, f"{failure.status.name}, not {status.name}: {failure.message}")
+    with scene.bridge(scene.engine(), limits=limits) as bridge:
+        expect(bridge.evaluate(bad)[0].status == status, "the failure was not kept")
+    damage = scene.damage(as_given(requests, results), requests)
+    if "limits" in failure.details:
+        with scene.bridge(scene.engine(), limits=Limits(timeout=100.0, memory=50.0)) as bridge:
+            expect(bridge.evaluate(bad)[0].status == Status.OK, "other limits did not try again")
+    return damage
+
+
+def hang(scene: Scene, kills: int) -> Damage:
+    """A calculation that never ends."""
+    return one_bad_crystal(scene, Status.TIMEOUT, Limits(timeout=2.0, retries=1), hang_element=NEON)
+
+
+def segfault(scene: Scene, kills: int) -> Damage:
+    """A calculation that crashes its process."""
+    return one_bad_crystal(scene, Status.WORKER_DIED, Limits(retries=1), segfault_element=NEON)
+
+
+def out_of_memory(scene: Scene, kills: int) -> Damage:
+    """A calculation that wants more memory than it may have."""
+    return one_bad_crystal(scene, Status.OUT_OF_MEMORY, Limits(memory=0.7), hog_element=NEON)
+
+
+def garbage(scene: Scene, kills: int) -> Damage:
+    """A program that prints garbage."""
+    return one_bad_crystal(scene, Status.ENGINE_ERROR, garbage_element=NEON)
+
+
+def truncated(scene: Scene, kills: int) -> Damage:
+    """A program that prints half of its output."""
+    return one_bad_crystal(scene, Status.ENGINE_ERROR, truncated_element=NEON)
+
+
+def not_a_number(scene: Scene, kills: int) -> Damage:
+    """A value that is NaN."""
+    return one_bad_crystal(scene, Status.INVALID_RESULT, nan_element=NEON)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A file system of its own."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        raise Skipped("mounting a small file system needs root")
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", folder], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        raise Skipped(f"no file system could be mounted: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def full_disk(scene: Scene, kills: int) -> Damage:
+    """The disk of the store fills up: one error; once there is space the same program goes on."""
+    with small_disk(scene.folder / "disk", 4) as disk:
+        scene.store = disk / "results.db"
+        ballast = disk / "ballast"
+        requests = some()
+        with scene.here(), scene.bridge(scene.engine()) as bridge:
+            given = as_given(requests[:5], bridge.evaluate(requests[:5]))
+            with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+            try:
+                bridge.evaluate(requests)
+                expect(False, "a full disk went unnoticed")
+            except StoreError as error:
+                expect("the disk is full" in str(error), str(error))
+            ballast.unlink()
+            given |= as_given(requests, bridge.evaluate(requests))
+        again = sum(count > 1 for count in Counter(scene.engine().calculations()).values())
+        # What was finished when the disk was full need not be calculated again; what ran then was stopped.
+        expect(again <= WORKERS, f"{again} crystals were calculated twice")
+        return scene.damage(given, requests)
+
+
+def read_only(scene: Scene, kills: int) -> Damage:
+    """A store that cannot be written: one error before anything is calculated."""
+    with small_disk(scene.folder / "disk", 4) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        with scene.here(), Bridge(scene.engine(), disk / "results.db", WORKERS) as bridge:
+            try:
+                bridge.evaluate(some())
+                expect(False, "a read-only store went unnoticed")
+            except StoreError:
+                pass
+    expect(not scene.engine().calculations(), "something was calculated for nothing")
+    return scene.damage({}, some())
+
+
+def two_processes(scene: Scene, kills: int) -> Damage:
+    """Two programs on one store, which want the same crystals."""
+    both = [scene.start(sleep=0.05) for _ in range(2)]
+    for process in both:
+        process.communicate()
+    expect(len(scene.given()) == CRYSTALS, "answers are missing")
+    return scene.damage(scene.given(), some())
+
+
+def clock_jump(scene: Scene, kills: int) -> Damage:
+    """The clock of the machine jumps, hours back and forth."""
+    requests, real, moment = some(), time.time, random.Random(0)
+    jumping = mock.patch.object(time, "time", lambda: real() + moment.uniform(-1e5, 1e5))
+    with jumping, scene.here(), scene.bridge(scene.engine(sleep=0.02), limits=Limits(timeout=60.0)) as bridge:
+        results = bridge.evaluate(requests)
+    return scene.damage(as_given(requests, results), requests)
+
+
+def corrupted_page(scene: Scene, kills: int) -> Damage:
+    """A page of the store is overwritten: a clear error, or the right answer, never a wrong one; a copy restores it."""
+    requests = some()
+    with scene.here(), scene.bridge(scene.engine()) as bridge:
+        given = as_given(requests, bridge.evaluate(requests))
+    with contextlib.closing(sqlite3.connect(scene.store)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    copy = scene.folder / "copy.db"
+    shutil.copy(scene.store, copy)
+    whole, wrong, errors = scene.store.read_bytes(), 0, 0
+    for page in range(len(whole) // 4096):
+        for rest in scene.folder.glob("results.db*"):
+            rest.unlink()
+        broken = bytearray(whole)
+        broken[4096 * page : 4096 * (page + 1)] = random.Random(page).randbytes(4096)
+        scene.store.write_bytes(broken)
+        try:
+            with Bridge(scene.engine(), scene.store, executor=ThreadPoolExecutor(1)) as bridge:
+                results = bridge.evaluate(requests)
+            wrong += as_given(requests, results) != given
+        except StoreError:
+            errors += 1
+    expect(errors > 0, "no damage was noticed")
+    for rest in scene.folder.glob("results.db*"):
+        rest.unlink()
+    shutil.copy(copy, scene.store)
+    return scene.damage(given, requests) + Damage(lost=wrong)
+
+
+SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        kill_worker,
+        kill_main,
+        ctrl_c,
+        hang,
+        segfault,
+        out_of_memory,
+        garbage,
+        truncated,
+        not_a_number,
+        full_disk,
+        read_only,
+        two_processes,
+        clock_jump,
+        corrupted_page,
+    )
+}
+
+
+def run(name: str, kills: int) -> Damage:
+    """One scenario, in a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        return SCENARIOS[name](Scene(Path(folder)), kills)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="how often processes are killed (default: 50)")
+    parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    options = parser.parse_args()
+    total, done = Damage(), 0
+    for name in options.only:
+        start = time.perf_counter()
+        try:
+            damage = run(name, options.kills)
+        except Skipped as reason:
+            print(f"{name:16} skipped: {reason}", flush=True)
+            continue
+        total, done = total + damage, done + 1
+        print(f"{name:16} {damage} in {time.perf_counter() - start:.1f} s", flush=True)
+    summary = {"results_lost": total.lost, "duplicates": total.duplicates, "orphans": total.orphans}
+    print(json.dumps({"faults": done, **summary}))
+    return int(any(summary.values()))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        child(*sys.argv[2:])
+    else:
+        sys.exit(main())

@@ -1,0 +1,70 @@
+"""The host loop of delayed rewards: crystals with tickets out, values with tickets back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from crystaljax.delayed import NO_TICKET
+from crystaljax.env import CrystalEnv
+from crystaljax.status import Status
+from dft_bridge.bridge import Bridge
+from dft_bridge.keys import Request
+
+
+class Arrivals(NamedTuple):
+    """Answers in the order of their arrival, K of them; see :func:`crystaljax.delayed.fill`.
+
+    Attributes:
+        tickets: int32 [K].
+        values: float32 [K], NaN where there is none.
+        statuses: int32 [K].
+        rewards: float32 [K], for the target that was given.
+    """
+
+    tickets: np.ndarray
+    values: np.ndarray
+    statuses: np.ndarray
+    rewards: np.ndarray
+
+
+class DelayedEvaluation:
+    """Evaluates what the episodes of a :class:`crystaljax.delayed.DelayedRewards` have designed."""
+
+    def __init__(self, bridge: Bridge, env: CrystalEnv, target: float | None = None):
+        """``target``: by default the task's. The bridge stays yours to close."""
+        self._bridge, self._env = bridge, env
+        self._target = env.objective.target if target is None else target
+
+    def send(self, info: Mapping[str, Any]) -> int:
+        """Submit the finished crystals of a step or a rollout; returns how many.
+
+        Args:
+            info: of ``DelayedRewards.step``, with any leading axes: ``ticket`` [...], ``elements`` [..., N],
+                ``skeleton`` [...]. Tickets must be new.
+
+        Raises:
+            As :meth:`dft_bridge.bridge.Bridge.submit`.
+        """
+        tickets = np.asarray(info["ticket"]).reshape(-1)
+        ended = np.flatnonzero(tickets != NO_TICKET)
+        elements = np.asarray(info["elements"]).reshape(len(tickets), -1)[ended]
+        skeletons = np.asarray(info["skeleton"]).reshape(-1)[ended]
+        requests = []
+        for labels, index in zip(self._env.vocabulary.numbers[elements], skeletons.tolist(), strict=True):
+            skeleton = self._env.skeletons[index]
+            requests.append(Request.of(skeleton, labels[: skeleton.n_sites], self._env.objective.property))
+        self._bridge.submit(requests, tickets[ended].tolist())
+        return len(requests)
+
+    def receive(self, wait: float | None = 0.0) -> Arrivals:
+        """What has arrived; ``wait`` and what is raised as for :meth:`dft_bridge.bridge.Bridge.collect`."""
+        answers = self._bridge.collect(wait)
+        tickets = np.array([answer.ticket for answer in answers], np.int32)
+        statuses = np.array([answer.result.status for answer in answers], np.int32)
+        values = np.array([answer.result.value for answer in answers], np.float32)
+        values = np.where(statuses == Status.OK, values, np.float32(np.nan))
+        rewards = np.asarray(self._env.objective.reward(values, statuses, np.float32(self._target)))
+        return Arrivals(tickets, values, statuses, rewards)

@@ -1,0 +1,222 @@
+"""Delayed rewards: every answer finds its transition, in whatever order it comes."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fake_engines import FakeEngine, fake_value
+
+import crystaljax
+from crystaljax import library
+from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
+from crystaljax.evaluators import BudgetSpent, Deferred
+from crystaljax.status import Status
+from dft_bridge import Bridge, Budget, Request, Store
+from dft_bridge.delayed import DelayedEvaluation
+from dft_bridge.engines.base import EngineNotReady
+from dft_bridge.store import StoreError
+
+C1 = library.benchmark("C1")
+LANES, STEPS, NEON = 8, 12, 10
+
+
+def some(count, element=6):
+    return [Request.of(C1, [element, 20 + i, 8, 8, 8], "band_gap") for i in range(count)]
+
+
+def inline(engine, path, **options):
+    return Bridge(engine, path, executor=ThreadPoolExecutor(1), **options)
+
+
+# Tickets
+
+
+def test_tickets_come_back_with_the_right_results(tmp_path):
+    engine = FakeEngine(log=str(tmp_path / "log"), sleep=0.05)
+    with inline(engine, tmp_path / "results.db") as bridge:
+        start = time.perf_counter()
+        tickets = bridge.submit([*some(4), *some(2)])
+        assert time.perf_counter() - start < 0.2, "the agent goes on acting"
+        assert tickets == list(range(6)) and bridge.outstanding == 6
+        answers = bridge.collect(wait=None)
+        assert bridge.outstanding == 0 and bridge.collect() == []
+        by_ticket = dict(answers)
+        assert [by_ticket[t].value for t in tickets] == [fake_value(r.numbers) for r in [*some(4), *some(2)]]
+        assert bridge.submit(some(1), [77]) == [77] and bridge.collect()[0].ticket == 77, "known at once"
+        assert bridge.submit(some(1)) == [78]
+        with pytest.raises(ValueError, match="in use"):
+            bridge.submit(some(1), [78])
+    assert len(engine.calculations()) == 4
+
+
+def test_blocking_and_delayed_requests_share_calculations(tmp_path):
+    engine = FakeEngine(log=str(tmp_path / "log"), sleep=0.1)
+    with inline(engine, tmp_path / "results.db") as bridge:
+        bridge.submit(some(3))
+        results = bridge.evaluate(some(3))
+        assert [answer.result for answer in sorted(bridge.collect(wait=None))] == results
+    assert len(engine.calculations()) == 3
+
+
+def test_what_stops_calculations_is_raised_by_collect_and_the_tickets_come_back_cancelled(tmp_path):
+    with inline(FakeEngine(unready_element=NEON), tmp_path / "results.db") as bridge:
+        bridge.submit(some(1, NEON))
+        with pytest.raises(EngineNotReady, match="vanished"):
+            for _ in range(100):
+                assert [a.result.status for a in bridge.collect(wait=0.1)] in ([], [Status.CANCELLED])
+        assert bridge.collect() == [] or True
+        assert bridge.outstanding == 0 and bridge.evaluate(some(1))[0].status == Status.OK
+
+
+def test_cancelled_tickets_come_back(tmp_path):
+    engine = FakeEngine(sleep=0.2)
+    with inline(engine, tmp_path / "results.db") as bridge:
+        bridge.submit(some(5))
+        bridge.cancel()
+        statuses = {answer.result.status for answer in bridge.collect(wait=None)}
+        assert Status.CANCELLED in statuses and bridge.outstanding == 0
+
+
+# Environment and replay buffer
+
+
+def rollout(env, params, seed=0):
+    """(tickets, rewards, elements, skeletons), each [T, L], of random actions in all lanes, compiled."""
+
+    def run(key):
+        keys = jax.random.split(key, LANES)
+        _, state = jax.vmap(env.reset, (0, None, 0))(keys, params, jnp.arange(LANES))
+
+        def step(state, key):
+            action_key, step_key = jax.random.split(key)
+            actions = jax.random.randint(action_key, (LANES,), 0, env.num_actions)
+            keys = jax.random.split(step_key, LANES)
+            _, state, reward, *_, info = jax.vmap(env.step, (0, 0, 0, None))(keys, state, actions, params)
+            return state, (reward, info)
+
+        return jax.lax.scan(step, state, jax.random.split(key, STEPS))[1]
+
+    return jax.jit(run)(jax.random.key(seed))
+
+
+@pytest.fixture(scope="module")
+def delayed():
+    env, params = crystaljax.make("BandGap-C1-v0", evaluator=Deferred())
+    return DelayedRewards(env, LANES), params
+
+
+def test_tickets_are_given_once_and_only_at_the_end_of_episodes(delayed):
+    env, params = delayed
+    reward, info = rollout(env, params)
+    tickets = np.asarray(info["ticket"])
+    ended = np.asarray(info["terminated"])
+    assert ended.sum() == LANES * (STEPS // 5) and ((tickets != NO_TICKET) == ended).all()
+    assert sorted(tickets[ended]) == list(range(ended.sum())) and not np.asarray(reward).any()
+    assert (np.asarray(info["status"])[ended] == Status.PENDING).all()
+
+
+def test_rewards_reach_their_transitions_whatever_the_order_of_arrival(delayed, tmp_path):
+    env, params = delayed
+    reward, info = rollout(env, params)
+    engine = FakeEngine(log=str(tmp_path / "log"), refuse_element=1, fail_element=6)
+    now, now_params = crystaljax.make("BandGap-C1-v0", evaluator=inline(engine, tmp_path / "results.db"))
+    with inline(engine, tmp_path / "results.db") as bridge:
+        evaluation = DelayedEvaluation(bridge, env)
+        assert evaluation.send(info) == np.asarray(info["terminated"]).sum()
+        arrivals = evaluation.receive(wait=None)
+    buffers = []
+    for order in (np.arange(len(arrivals.tickets)), np.random.default_rng(0).permutation(len(arrivals.tickets))):
+        tickets, rewards = info["ticket"].reshape(-1), reward.reshape(-1)
+        for part in np.array_split(order, 3):
+            tickets, rewards = fill(tickets, rewards, arrivals.tickets[part], arrivals.rewards[part])
+        assert (tickets == NO_TICKET).all()
+        buffers.append(np.asarray(rewards).reshape(STEPS, LANES))
+    np.testing.assert_array_equal(*buffers)
+    numbers = env.vocabulary.numbers[np.asarray(info["elements"])]
+    for t, lane in np.argwhere(np.asarray(info["terminated"])):
+        failed = 1 in numbers[t, lane] or 6 in numbers[t, lane]
+        expected = -1.0 if failed else np.exp(-((1.12 - fake_value(numbers[t, lane])) ** 2))
+        np.testing.assert_allclose(buffers[0][t, lane], expected, rtol=1e-5)
+    assert not buffers[0][~np.asarray(info["terminated"])].any()
+    assert now.horizon == env.horizon and now_params is not None
+
+
+def test_answers_for_transitions_that_left_the_buffer_change_nothing():
+    tickets, rewards = jnp.array([NO_TICKET, 7, 3]), jnp.array([0.5, 0.0, 0.0])
+    filled = fill(tickets, rewards, jnp.array([9, NO_TICKET, 3]), jnp.array([0.9, 0.8, 0.3]))
+    np.testing.assert_array_equal(filled[0], [NO_TICKET, 7, NO_TICKET])
+    np.testing.assert_allclose(filled[1], [0.5, 0.0, 0.3])
+
+
+def test_an_environment_that_evaluates_at_once_is_refused():
+    env, _ = crystaljax.make("Density-C1-v0", evaluator="unrelaxed-density")
+    with pytest.raises(ValueError, match="Deferred"):
+        DelayedRewards(env)
+
+
+# Budget and accounting
+
+
+def test_a_budget_of_calls_is_kept_exactly_and_counts_over_runs(tmp_path):
+    path = tmp_path / "results.db"
+    engine = FakeEngine(log=str(tmp_path / "log"))
+    with inline(engine, path, budget=Budget(max_calls=7)) as bridge:
+        with pytest.raises(BudgetSpent, match="7 of 7 DFT calls"):
+            bridge.evaluate(some(20))
+        assert bridge.stats().calls == len(engine.calculations()) == len(Store(path)) == 7
+        assert len(bridge.evaluate(some(7))) == 7, "what is known stays known"
+        summary = bridge.stats().summary()
+    with inline(engine, path, budget=Budget(max_calls=12)) as bridge:
+        bridge.carry_on(summary)
+        with pytest.raises(BudgetSpent, match="12 of 12"):
+            bridge.evaluate(some(20))
+        assert len(engine.calculations()) == 12
+    with inline(engine, path, budget=Budget(max_calls=20)) as bridge:
+        assert len(bridge.evaluate(some(20))) == 20
+
+
+def test_a_budget_of_core_hours_ends_soon_after_it_is_spent(tmp_path):
+    engine = FakeEngine(log=str(tmp_path / "log"), burn=0.05)
+    with Bridge(engine, tmp_path / "results.db", 1, budget=Budget(max_core_hours=0.5 / 3600)) as bridge:
+        with pytest.raises(BudgetSpent, match="core-hours"):
+            bridge.evaluate(some(40))
+        assert 0.3 < bridge.stats().core_seconds < 1.0 and bridge.stats().calls < 40
+
+
+def test_the_account_adds_up(tmp_path):
+    engine = FakeEngine(refuse_element=1, fail_element=2, sleep=0.02)
+    with inline(engine, tmp_path / "results.db") as bridge:
+        bridge.evaluate([*some(6), *some(2), *some(1, 1), *some(3, 2)])
+        bridge.evaluate(some(8))
+        stats = bridge.stats()
+    assert (stats.requests, stats.distinct, stats.batch_hits) == (20, 18, 2)
+    assert stats.memory_hits + stats.shared + stats.store_hits + stats.refused + stats.calls == stats.distinct
+    assert (stats.memory_hits, stats.refused, stats.calls, stats.failures) == (6, 1, 11, {"NOT_CONVERGED": 3})
+    assert 0.02 * sum(range(9)) * 0.8 < stats.queue_seconds < 3, "each of nine jobs waits for those before it"
+    twice = stats.summary()
+    with inline(engine, tmp_path / "other.db") as bridge:
+        bridge.carry_on(twice)
+        bridge.carry_on(twice)
+        assert (bridge.stats().calls, bridge.stats().failures) == (22, {"NOT_CONVERGED": 6})
+
+
+def test_results_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
+    engine = FakeEngine(log=str(tmp_path / "log"))
+    with inline(engine, tmp_path / "results.db") as bridge:
+        bridge.evaluate(some(1))
+        write = bridge.store.write
+
+        def full(records):
+            raise StoreError("the disk is full")
+
+        monkeypatch.setattr(bridge.store, "write", full)
+        with pytest.raises(StoreError, match="full"):
+            bridge.evaluate(some(3))
+        monkeypatch.setattr(bridge.store, "write", write)
+        assert [r.status for r in bridge.evaluate(some(3))] == [Status.OK] * 3
+    assert len(Store(tmp_path / "results.db")) == 3 and len(engine.calculations()) <= 4
