@@ -7,13 +7,14 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from agents.networks.base import ActorCritic, Features, QValues, count_parameters
+from agents.networks.chgnet import CHGNetTrunk
 from agents.networks.mlp import MLP
 from agents.networks.transformer import GraphTransformer
 from crystaljax.env import CrystalEnv
 
 __all__ = ["MLP", "ActorCritic", "Features", "GraphTransformer", "QValues", "count_parameters", "make_network"]
 
-NETWORKS = ("transformer", "mlp")
+NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 
 
 def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
@@ -29,9 +30,13 @@ def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
         raise ValueError(f"unknown network {name!r}: use one of {NETWORKS}")
     if (name == "mlp") != flat:
         raise ValueError(f"the {name} network does not read {env.observation_type} observations; use {fitting!r}")
+    scale = env.objective.target
     if flat:
         return MLP()
-    return GraphTransformer(env.num_actions, target_scale=env.objective.target)
+    if name == "transformer":
+        return GraphTransformer(env.num_actions, scale)
+    numbers = tuple(env.vocabulary.numbers[:-1].tolist())
+    return CHGNetTrunk(env.skeletons, numbers, scale, pretrained=name == "chgnet-pretrained")
 
 
 def make_network(
