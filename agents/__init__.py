@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "base": ["Agent", "Records"],
         "config": ["RunConfig"],
-        "networks": ["GraphTransformer", "MLP", "make_network"],
+        "networks": ["ActorCritic", "QValues", "make_network"],
         "ppo": ["PPOConfig", "make_ppo", "make_train"],
         "random_search": ["RandomConfig", "make_random_search"],
         "runner": ["RunResult", "train"],

@@ -246,6 +246,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
                 "edge_mask": spaces.Box(0, 1, (edges,), jnp.bool_),
                 "lattice": spaces.Box(0.0, observations.ANGLE_SCALE, (6,), jnp.float32),
                 "target": spaces.Box(0.0, MAX_TARGET_RATIO * self.objective.target, (), jnp.float32),
+                "skeleton": spaces.Box(0, len(self.skeletons) - 1, (), jnp.int32),
             }
         )
 
@@ -278,7 +279,8 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
     def _observe(self, state: EnvState, row: SkeletonTable, params: EnvParams) -> Any:
         time = jnp.minimum(state.time, self.max_sites - 1)
         focus = row.focus[state.start, time]
-        seen = observations.graph(state.elements, focus, self._decides(state, row), row, params.target)
+        decided = self._decides(state, row)
+        seen = observations.graph(state.elements, focus, decided, row, params.target, state.skeleton)
         if self.observation_type == "graph":
             return seen
         return observations.flat(seen, self.num_actions, self.objective.target)

@@ -28,6 +28,7 @@ class GraphObservation:
         edge_mask: bool [E], false on padding.
         lattice: float32 [6], cell lengths in Å and angles in degrees.
         target: float32 [], in the unit of the property.
+        skeleton: int32 [], index into the environment's skeletons, for networks that know their geometry.
     """
 
     elements: jax.Array
@@ -40,12 +41,18 @@ class GraphObservation:
     edge_mask: jax.Array
     lattice: jax.Array
     target: jax.Array
+    skeleton: jax.Array
 
 
 def graph(
-    elements: jax.Array, focus: jax.Array, focus_mask: jax.Array, skeleton: SkeletonTable, target: jax.Array
+    elements: jax.Array,
+    focus: jax.Array,
+    focus_mask: jax.Array,
+    skeleton: SkeletonTable,
+    target: jax.Array,
+    index: jax.Array,
 ) -> GraphObservation:
-    """The graph observation; ``skeleton`` is one row of a table."""
+    """The graph observation; ``skeleton`` is row ``index`` of a table."""
     return GraphObservation(
         elements=elements,
         site_mask=skeleton.site_mask,
@@ -57,6 +64,7 @@ def graph(
         edge_mask=skeleton.edge_mask,
         lattice=skeleton.lattice,
         target=jnp.asarray(target, jnp.float32),
+        skeleton=index,
     )
 
 

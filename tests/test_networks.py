@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import crystaljax
-from agents.networks import GraphTransformer, count_parameters, make_network, masked_mean, pair_features
+from agents.networks import ActorCritic, GraphTransformer, count_parameters, make_network
+from agents.networks.base import masked_mean
+from agents.networks.transformer import pair_features
 from crystaljax.observation import GraphObservation
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -34,7 +36,7 @@ def observation(env):
 
 @pytest.fixture(scope="module")
 def network(env):
-    return GraphTransformer(env.num_actions, target_scale=3.0, features=32, blocks=1)
+    return ActorCritic(GraphTransformer(env.num_actions, 3.0, features=32, blocks=1), env.num_actions)
 
 
 @pytest.fixture(scope="module")

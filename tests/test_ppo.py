@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import crystaljax
-from agents.networks import MLP
+from agents.networks import make_network
 from agents.ppo import PPOConfig, Sample, advantages, loss, make_optimizer, make_ppo, make_train, shuffled
 from agents.random_search import RandomConfig, make_random_search
 
@@ -130,7 +130,7 @@ def trained(problem):
     """Three seeds, vmapped; only MLPs, to keep it quick."""
     env, params = problem
     keys = jax.random.split(jax.random.key(10), 3)
-    return keys, quick_jit(jax.vmap(make_train(QUICK, env, params, MLP(env.num_actions))))(keys)
+    return keys, quick_jit(jax.vmap(make_train(QUICK, env, params, make_network(env))))(keys)
 
 
 def mean_reward(records, last_updates):
@@ -162,7 +162,7 @@ def test_records_are_the_episodes_that_were_played(problem, trained):
 def test_seeds_vmapped_are_seeds_run_alone(problem, trained):
     env, params = problem
     keys, (_, _, together) = trained
-    _, losses, alone = quick_jit(make_train(QUICK, env, params, MLP(env.num_actions)))(keys[1])
+    _, losses, alone = quick_jit(make_train(QUICK, env, params, make_network(env)))(keys[1])
     # Sums are ordered differently in a batch, so after many updates a draw may fall on the other side.
     for name in ("elements", "reward", "finished"):
         mine, other = np.asarray(getattr(alone, name)), np.asarray(getattr(together, name))[1]
@@ -172,7 +172,7 @@ def test_seeds_vmapped_are_seeds_run_alone(problem, trained):
 
 def test_targets_can_be_vmapped(problem):
     env, params = problem
-    config, network = PPOConfig(updates=2, lanes=4, steps=4), MLP(env.num_actions)
+    config, network = PPOConfig(updates=2, lanes=4, steps=4), make_network(env)
     targets = params.replace(target=jnp.array([3.0, 5.0]))
     axes = (None, params.replace(target=0, max_steps_in_episode=None))
     state = quick_jit(jax.vmap(make_ppo(config, env, network).init, in_axes=axes))(jax.random.key(0), targets)

@@ -1,0 +1,1 @@
+"""CHGNet, a pre-trained network for crystals, in JAX: geometry, model, weights, and a surrogate for DFT."""

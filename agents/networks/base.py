@@ -1,0 +1,125 @@
+"""What all networks share: the interface of trunk and head, and features of a padded graph.
+
+A *trunk* maps one observation to :class:`Features`; a *head* on top of it gives what an algorithm learns: logits and
+value, or Q values. Both are written for a single observation; ``jax.vmap`` makes batches. A trunk of one's own is a
+Flax module with the fields ``head_layers`` and ``activation``, which say what its heads look like.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from crystaljax.observation import ANGLE_SCALE, LENGTH_SCALE, GraphObservation
+
+LARGE_NEGATIVE = -1e9
+"""Attention bias of padding: its weight underflows to exactly 0."""
+POLICY_INIT = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
+"""A small last layer: the first policy is almost uniform, whatever the observation."""
+DEFAULT_INIT = nn.initializers.lecun_normal()
+
+
+class Features(NamedTuple):
+    """What a trunk makes of an observation.
+
+    Attributes:
+        sites: float32 [N, D], one row per site, meaningless on padding; [0, 0] where sites cannot be told apart.
+        summary: float32 [G], the crystal so far and the decision at hand; what heads read.
+    """
+
+    sites: jax.Array
+    summary: jax.Array
+
+
+class Perceptron(nn.Module):
+    """Dense layers with an activation between them.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        outputs: width of the last one, which is linear.
+        activation: between the layers.
+        last_init: initialiser of the last layer.
+    """
+
+    hidden: tuple[int, ...]
+    outputs: int
+    activation: Any
+    last_init: Any = DEFAULT_INIT
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for width in self.hidden:
+            x = self.activation(nn.Dense(width)(x))
+        return nn.Dense(self.outputs, kernel_init=self.last_init)(x)
+
+
+class ActorCritic(nn.Module):
+    """An observation to ``(logits float32 [V], value float32 [])``.
+
+    Attributes:
+        trunk: what reads the observation.
+        num_actions: V, size of the vocabulary.
+    """
+
+    trunk: nn.Module
+    num_actions: int
+
+    @nn.compact
+    def __call__(self, observation: Any) -> tuple[jax.Array, jax.Array]:
+        layers, activation = self.trunk.head_layers, self.trunk.activation
+        summary = self.trunk(observation).summary
+        logits = Perceptron(layers, self.num_actions, activation, POLICY_INIT, name="policy")(summary)
+        return logits, Perceptron(layers, 1, activation, name="critic")(summary)[0]
+
+
+class QValues(nn.Module):
+    """An observation to Q values, float32 [V].
+
+    Attributes:
+        trunk, num_actions: as in :class:`ActorCritic`.
+        dueling: sum of a value and of advantages whose mean over the actions is 0 (Wang et al. 2016).
+    """
+
+    trunk: nn.Module
+    num_actions: int
+    dueling: bool = False
+
+    @nn.compact
+    def __call__(self, observation: Any) -> jax.Array:
+        layers, activation = self.trunk.head_layers, self.trunk.activation
+        summary = self.trunk(observation).summary
+        scores = Perceptron(layers, self.num_actions, activation, POLICY_INIT, name="advantage")(summary)
+        if not self.dueling:
+            return scores
+        return Perceptron(layers, 1, activation, name="value")(summary) + scores - scores.mean()
+
+
+def radial_features(distances: jax.Array, count: int, longest: float) -> jax.Array:
+    """Bond lengths in Å, any shape [...], as ``count`` Gaussians on a grid up to ``longest`` Å: [..., count]."""
+    centres = jnp.linspace(0.0, longest, count)
+    width = longest / (count - 1)
+    return jnp.exp(-jnp.square((distances[..., None] - centres) / width))
+
+
+def masked_mean(rows: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean of rows [N, D] over mask [N]: [D]; zeros where the mask is empty."""
+    return (rows * mask[:, None]).sum(axis=0) / jnp.maximum(mask.sum(), 1)
+
+
+def global_features(observation: GraphObservation, target_scale: float) -> jax.Array:
+    """Cell lengths over 10 Å, angles over 180 degrees, target over ``target_scale``: float32 [7]."""
+    scale = jnp.array([LENGTH_SCALE] * 3 + [ANGLE_SCALE] * 3)
+    return jnp.concatenate([observation.lattice / scale, observation.target[None] / target_scale])
+
+
+def focus_of(observation: GraphObservation) -> jax.Array:
+    """bool [N]: the sites that the next action decides."""
+    return observation.focus_mask & observation.site_mask
+
+
+def count_parameters(params: Any) -> int:
+    """Number of scalars in a tree of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
