@@ -7,12 +7,17 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules={"dqn", "ppo", "rainbow", "sac"},
     submod_attrs={
         "base": ["Agent", "Records"],
         "config": ["RunConfig"],
         "networks": ["ActorCritic", "QValues", "make_network"],
-        "ppo": ["PPOConfig", "make_ppo", "make_train"],
-        "random_search": ["RandomConfig", "make_random_search"],
-        "runner": ["RunResult", "train"],
+        "dqn": ["make_dqn"],
+        "hyperparameters": ["DQNConfig", "PPOConfig", "RainbowConfig", "RandomConfig", "SACConfig"],
+        "ppo": ["make_ppo"],
+        "rainbow": ["make_rainbow"],
+        "random_search": ["make_random_search"],
+        "runner": ["RunResult", "sweep", "train"],
+        "sac": ["make_sac"],
     },
 )

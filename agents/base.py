@@ -36,16 +36,43 @@ class Records:
 
 
 class Agent(NamedTuple):
-    """An algorithm bound to an environment: pure functions over an opaque train state.
+    """An algorithm bound to an environment: pure functions over a train state, whose field ``network`` acts.
 
     Attributes:
         init: (key, environment parameters) to train state.
         update: train state to (train state, losses as a dict of float32 scalars, :class:`Records`).
         steps: environment steps per lane and update.
         lanes: environments in parallel.
+        policy: (``network`` of a train state, one observation) to a score of each action, float32 [V]; the greedy
+            policy takes the highest. ``None`` for an agent that learns nothing.
+        draws: whether the scores are logits of a policy that can be drawn from.
     """
 
     init: Callable[[jax.Array, Any], Any]
     update: Callable[[Any], tuple[Any, dict[str, jax.Array], Records]]
     steps: int
     lanes: int
+    policy: Callable[[Any, Any], jax.Array] | None = None
+    draws: bool = False
+
+
+def whole_training(agent: Agent, updates: int, env_params: Any) -> Callable[..., tuple[Any, dict[str, Any], Records]]:
+    """All updates as one pure function ``train(key, params=env_params)``.
+
+    Compile it with ``jax.jit``, run several seeds by ``jax.vmap(train)(keys)`` and several targets by mapping over
+    the parameters too.
+
+    Returns:
+        A function that returns the last train state, the losses (leaves [updates]) and the records (leaves
+        [updates, T, L, ...]).
+    """
+
+    def train(key: jax.Array, params: Any = env_params) -> tuple[Any, dict[str, Any], Records]:
+        def one_update(state: Any, _: None) -> tuple[Any, tuple[dict[str, Any], Records]]:
+            state, losses, records = agent.update(state)
+            return state, (losses, records)
+
+        state, (losses, records) = jax.lax.scan(one_update, agent.init(key, params), length=updates)
+        return state, losses, records
+
+    return train

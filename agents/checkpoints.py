@@ -42,20 +42,20 @@ class Checkpoints:
             self._manager.save(update, args=ocp.args.StandardSave(_without_keys(state)))
             self._manager.wait_until_finished()
 
-    def restore(self, like: Any) -> Any:
-        """The last train state; ``like`` has the structure, shapes and dtypes (``jax.eval_shape``)."""
-        restored = self._restore(jax.eval_shape(_without_keys, like))
+    def restore(self, update: int, like: Any) -> Any:
+        """The train state after an update; ``like`` has the structure, shapes and dtypes (``jax.eval_shape``)."""
+        restored = self._restore(update, jax.eval_shape(_without_keys, like))
         return jax.tree.map(lambda leaf, old: jax.random.wrap_key_data(old) if _is_key(leaf) else old, like, restored)
 
     def restore_network(self) -> Any:
         """The network's parameters of the last train state."""
-        return self._restore(self._manager.item_metadata(self.latest))["network"]
+        return self._restore(self.latest, self._manager.item_metadata(self.latest))["network"]
 
-    def _restore(self, like: Any) -> Any:
+    def _restore(self, update: int, like: Any) -> Any:
         # Onto a device of this machine, whatever the run was trained on.
         here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
-        return self._manager.restore(self.latest, args=ocp.args.StandardRestore(placed))
+        return self._manager.restore(update, args=ocp.args.StandardRestore(placed))
 
     def close(self) -> None:
         self._manager.close()

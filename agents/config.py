@@ -1,13 +1,34 @@
-"""The settings of a training run, as they are saved in its folder."""
+"""The settings of a training run: from flags or a TOML file, and as they are saved in its folder.
+
+A table of settings, in TOML or JSON, has the fields of :class:`RunConfig`, the name of an ``agent``, and a table for
+each algorithm whose hyperparameters are not the defaults::
+
+    task = "BandGap-PerovskiteABX3-v0"
+    agent = "ppo"
+    episodes = 2400
+
+    [ppo]
+    lanes = 16
+    learning_rate = 1.5e-3
+"""
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import inspect
 import json
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-AGENTS = ("ppo", "random")
+from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
+
+DEFAULT_AGENT = "ppo"
 FILE = "config.json"
 MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours")
 """Settings of where calculations happen and what they may cost, so a resumed run may have others."""
@@ -18,33 +39,34 @@ class RunConfig:
     """Everything that determines the numbers of a run, and where its calculations happen.
 
     Attributes:
-        task: id of a registered task; empty for structures of one's own.
-        structures: structure files or AFLOW prototype names that take the place of the task's skeletons.
-        property: ``band_gap``, ``bulk_modulus`` or ``density``; only with ``structures``.
-        agent: ``ppo`` or ``random``.
-        network: ``transformer`` or ``mlp`` (for one skeleton).
-        engine: DFT engine, or the name of an on-device evaluator.
-        preset: settings of the DFT engine, by name.
-        vocabulary: ``small``, ``medium`` or ``large``.
-        mode: ``site``, ``orbit`` or ``substitution``; empty for the task's own.
-        target: in the unit of the property; ``None`` for the task's own.
-        episodes: episodes to train for; rounded up to whole updates.
+        task: id of a task; `crystaljax tasks` lists them.
+        structures: design on this structure instead of a task's: a file (CIF, POSCAR ...) or AFLOW prototype; may be
+            repeated.
+        property: property to design for; needed with structures of one's own.
+        algorithm: hyperparameters, whose type says which algorithm trains.
+        network: transformer, or mlp for one skeleton.
+        engine: DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no
+            DFT, density tasks only.
+        preset: settings of the engine: fast, crystalgym, standard ...
+        vocabulary: elements to choose from.
+        mode: one decision per site, or per symmetry orbit; the task's unless given.
+        target: aim at this value, in eV, GPa or g/cm3; the task's unless given.
+        episodes: crystals to design, rounded up to whole updates.
         seed: of everything random.
-        lanes, steps: environments in parallel, and steps of each per update.
-        learning_rate, minibatches, epochs, entropy, discount, trace, clip, min_deviation, target_kl, anneal: see
-            :class:`agents.ppo.PPOConfig`.
-        checkpoint_every: updates between two checkpoints.
-        store: file or URL of the results store; ``None`` for the user's.
-        workers: processes that calculate; ``None`` for one per GPU that the engine can use, else one per core.
-        scheduler: address of a Dask scheduler whose workers calculate instead.
-        timeout, memory: seconds and GiB that a calculation may take; ``None`` for no limit.
-        max_dft_calls, max_core_hours: budget of the whole run, which ends when it is spent; ``None`` for no limit.
+        checkpoint_every: updates between checkpoints.
+        store: results store, shared by all runs: a file, or postgresql://...; the engine's default unless given.
+        workers: processes that calculate; one per GPU that the engine can use, else one per core, unless given.
+        scheduler: Dask scheduler whose workers calculate instead, tcp://host:8786.
+        timeout: stop a calculation after so many seconds; no limit unless given.
+        memory: stop a calculation that needs more GiB; no limit unless given.
+        max_dft_calls: end the run after so many calculations; --resume with more goes on.
+        max_core_hours: end the run after so many core-hours of calculations.
     """
 
     task: str = ""
     structures: tuple[str, ...] = ()
     property: str = ""
-    agent: str = "ppo"
+    algorithm: AlgorithmConfig = PPOConfig()
     network: str = "transformer"
     engine: str = "planewave"
     preset: str = "fast"
@@ -53,18 +75,6 @@ class RunConfig:
     target: float | None = None
     episodes: int = 1000
     seed: int = 10
-    lanes: int = 16
-    steps: int = 32
-    learning_rate: float = 2.5e-4
-    minibatches: int = 2
-    epochs: int = 4
-    entropy: float = 0.01
-    discount: float = 0.99
-    trace: float = 0.95
-    clip: float = 0.2
-    min_deviation: float = 1e-8
-    target_kl: float | None = None
-    anneal: bool = True
     checkpoint_every: int = 10
     store: str | None = None
     workers: int | None = None
@@ -75,38 +85,151 @@ class RunConfig:
     max_core_hours: float | None = None
 
     def __post_init__(self) -> None:
-        if self.agent not in AGENTS:
-            raise ValueError(f"unknown agent {self.agent!r}: use one of {AGENTS}")
         if bool(self.task) == bool(self.structures):
             raise ValueError("give a task or structures of your own, one of the two")
         if bool(self.property) != bool(self.structures):
             raise ValueError("structures of your own need a property, and a task has its own; give both or neither")
-        for name in ("episodes", "lanes", "steps", "checkpoint_every"):
+        for name in ("episodes", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
 
+    @builtins.property  # "property" is a field here
+    def agent(self) -> str:
+        """Name of the algorithm."""
+        return next(name for name, kind in ALGORITHMS.items() if type(self.algorithm) is kind)
+
     def updates(self, horizon: int) -> int:
         """Updates that complete at least ``episodes`` episodes of ``horizon`` steps."""
-        per_lane = -(-self.episodes // self.lanes)
-        return -(-per_lane * horizon // self.steps)
+        per_lane = -(-self.episodes // self.algorithm.lanes)
+        return -(-per_lane * horizon // self.algorithm.steps)
 
     def save(self, folder: Path, skeletons: list[str]) -> None:
         """Write ``config.json``; ``skeletons`` are the digests of the skeletons, which :func:`load` returns too."""
-        text = json.dumps({**dataclasses.asdict(self), "skeletons": skeletons}, indent=2)
-        (folder / FILE).write_text(text + "\n")
+        (folder / FILE).write_text(json.dumps({**to_table(self), "skeletons": skeletons}, indent=2) + "\n")
+
+
+def settings(kind: type) -> dict[str, Any]:
+    """The types of the fields that a user may set, by name."""
+    types_ = typing.get_type_hints(kind)
+    # An update is a matter of the run, which has a number of episodes.
+    return {field.name: types_[field.name] for field in dataclasses.fields(kind) if field.name != "updates"}
+
+
+def hyperparameters() -> dict[str, Any]:
+    """The types of the settings of all algorithms, by name; what two of them share has one type."""
+    return {name: type_ for kind in ALGORITHMS.values() for name, type_ in settings(kind).items()}
+
+
+def descriptions(kind: type) -> dict[str, str]:
+    """What the ``Attributes`` of a dataclass, and of those that it extends, say about each field."""
+    found = {}
+    for base in reversed(kind.__mro__):
+        section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for name, text in re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE):
+            found[name] = " ".join(text.split())
+    return found
+
+
+def algorithm(name: str) -> type[AlgorithmConfig]:
+    """The settings of the algorithm of that name; raises ``ValueError`` for an unknown one."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown agent {name!r}: use one of {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]
+
+
+def to_table(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run as a table, with every hyperparameter of its algorithm."""
+    entries = {name: getattr(config, name) for name in settings(RunConfig) if name != "algorithm"}
+    chosen = {name: getattr(config.algorithm, name) for name in settings(type(config.algorithm))}
+    return {**entries, "agent": config.agent, config.agent: chosen}
+
+
+def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
+    """The run that a table describes; tables of other algorithms are checked and put aside.
+
+    Args:
+        source: where the table comes from, for messages.
+
+    Raises:
+        ValueError: for a key that nothing has, with the known ones, and for a value that cannot be.
+    """
+    entries = dict(table)
+    chosen = algorithm(entries.pop("agent", DEFAULT_AGENT))
+    built = {chosen: chosen()}
+    for name, kind in ALGORITHMS.items():
+        if name in entries:
+            built[kind] = _build(kind, entries.pop(name), f"{source}, table [{name}]")
+    return _build(RunConfig, entries, source, algorithm=built[chosen])
+
+
+def overlaid(table: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
+    """A table with flags on top; hyperparameters go into the table of the agent.
+
+    Raises:
+        ValueError: for a hyperparameter that the agent does not have, with those that it has.
+    """
+    agent = flags.get("agent", table.get("agent", DEFAULT_AGENT))
+    own = settings(algorithm(agent))
+    mine = {name: value for name, value in flags.items() if name in hyperparameters()}
+    foreign = [name for name in mine if name not in own]
+    if foreign:
+        missing, known = (", ".join(map(flag, names)) for names in (foreign, own))
+        raise ValueError(f"{agent} has no {missing}; it has {known}")
+    others = {name: value for name, value in flags.items() if name not in mine}
+    return {**table, **others, "agent": agent, agent: {**table.get(agent, {}), **mine}}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def _build(kind: type, entries: Any, source: str, **fixed: Any) -> Any:
+    """A dataclass from the entries of a table."""
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{source} is {entries!r}; it must be a table")
+    known = {name: type_ for name, type_ in settings(kind).items() if name not in fixed}
+    for name in entries:
+        if name not in known:
+            raise ValueError(f"{source}: unknown key {name!r}; known keys are {', '.join(known)}")
+    return kind(**{name: _typed(value, known[name], f"{source}: {name}") for name, value in entries.items()}, **fixed)
+
+
+def _typed(value: Any, kind: Any, what: str) -> Any:
+    """A value of a table as a field of that type holds it."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if type(value) in options:
+        return value
+    if type(value) is int and float in options:
+        return float(value)
+    if kind == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    wanted = getattr(options[0], "__name__", str(options[0]))
+    raise ValueError(f"{what} is {value!r}; give a value of type {wanted}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file; raises ``ValueError``, with file and place, for one that cannot be read."""
+    try:
+        return tomllib.loads(path.read_text())
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
 
 
 def load(folder: Path) -> tuple[RunConfig, list[str]]:
     """The settings of a run folder and the digests of its skeletons.
 
     Raises:
-        ValueError: if the folder is not that of a run.
+        ValueError: if the folder is not that of a run, or that of a run of an earlier version.
     """
+    path = folder / FILE
     try:
-        entries: dict[str, Any] = json.loads((folder / FILE).read_text())
+        entries = json.loads(path.read_text())
         skeletons = entries.pop("skeletons")
-        return RunConfig(**{**entries, "structures": tuple(entries["structures"])}), skeletons
+        return from_table(entries, str(path)), skeletons
     except FileNotFoundError:
         raise ValueError(f"{folder} is not the folder of a run: it has no {FILE}") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{folder / FILE} is not the settings of a run ({error})") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is not the settings of a run that this version can read ({error}); start the run anew"
+        ) from error

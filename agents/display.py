@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -58,23 +59,27 @@ class Display:
             elapsed = time.monotonic() - self._start
             self._left = elapsed / (update - self._first) * (self._updates - update)
 
-    def show(self, ledger: Ledger, stats: Any | None, always: bool = False) -> None:
-        """Show where the run stands; ``stats`` are those of a DFT bridge, ``always`` writes a log line even so soon."""
-        text = self._text(ledger, stats)
+    def show(self, ledgers: Sequence[Ledger], stats: Any | None, always: bool = False) -> None:
+        """Show where the run, or the runs of a sweep, stand.
+
+        ``stats`` are those of a DFT bridge, ``always`` writes a log line even so soon.
+        """
+        text = self._text(ledgers, stats)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=text)
         elif always or time.monotonic() - self._logged > LOG_SECONDS:
             self._logged = time.monotonic()
             logger.info("update %d/%d: %s", self._done, self._updates, text)
 
-    def _text(self, ledger: Ledger, stats: Any | None) -> str:
-        best = "none" if ledger.best_reward is None else f"{ledger.best_reward:.3f}"
-        parts = [f"{ledger.episodes} episodes", f"best reward {best}"]
+    def _text(self, ledgers: Sequence[Ledger], stats: Any | None) -> str:
+        best = max((ledger.best_reward for ledger in ledgers if ledger.crystals), default=None)
+        shown = "none" if best is None else f"{best:.3f}"
+        parts = [f"{sum(ledger.episodes for ledger in ledgers)} episodes", f"best reward {shown}"]
         if stats is not None:
             hits = stats.memory_hits + stats.store_hits + stats.shared
             failed = sum(stats.failures.values())
             parts += [f"{stats.calls} DFT", f"{hits} cached", f"{stats.refused} refused", f"{failed} failed"]
             parts += [f"{stats.core_seconds / 3600:.2f} core-h"]
         else:
-            parts += [f"{len(ledger.crystals)} crystals"]
+            parts += [f"{sum(len(ledger.crystals) for ledger in ledgers)} crystals"]
         return " · ".join([*parts, f"{_time_left(self._left)} left"])

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from agents.base import Records
+from agents.base import Agent, Records
 from crystaljax.env import CrystalEnv, EnvParams
 
 
-def refuse_other_shapes(env: CrystalEnv, network: nn.Module, network_params: Any) -> None:
-    """Raise ``ValueError`` if trained parameters are not those of this network on this environment."""
-    observation = jax.eval_shape(env.reset, jax.random.key(0), env.default_params)[0]
-    expected = jax.eval_shape(network.init, jax.random.key(0), observation)
+def refuse_other_shapes(env: CrystalEnv, agent: Agent, network_params: Any) -> None:
+    """Raise ``ValueError`` if trained parameters are not those of this agent on this environment."""
+    expected = jax.eval_shape(agent.init, jax.random.key(0), env.default_params).network
     shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (expected, network_params)]
     if shapes[0] != shapes[1]:
         raise ValueError(
@@ -26,11 +24,12 @@ def refuse_other_shapes(env: CrystalEnv, network: nn.Module, network_params: Any
 
 
 def make_designer(
-    env: CrystalEnv, network: nn.Module, episodes: int, greedy: bool = True
+    env: CrystalEnv, policy: Callable[[Any, Any], jax.Array], episodes: int, greedy: bool = True
 ) -> Callable[[jax.Array, Any, EnvParams], Records]:
     """A pure function (key, network parameters, environment parameters) to the records of ``episodes`` episodes.
 
-    Every lane plays one episode. ``greedy`` takes the likeliest element at each step, otherwise it is drawn.
+    Every lane plays one episode. ``policy`` is that of an agent; ``greedy`` takes the element of the highest score at
+    each step, otherwise the scores are logits from which it is drawn.
     """
 
     def design(key: jax.Array, network_params: Any, env_params: EnvParams) -> Records:
@@ -40,8 +39,8 @@ def make_designer(
         def one_step(carry: tuple[Any, Any, jax.Array], key: jax.Array) -> tuple[Any, Records]:
             observation, env_state, over = carry
             action_key, env_key = jax.random.split(key)
-            logits, _ = jax.vmap(network.apply, in_axes=(None, 0))(network_params, observation)
-            action = jnp.argmax(logits, axis=1) if greedy else jax.random.categorical(action_key, logits)
+            scores = jax.vmap(policy, in_axes=(None, 0))(network_params, observation)
+            action = jnp.argmax(scores, axis=1) if greedy else jax.random.categorical(action_key, scores)
             keys = jax.random.split(env_key, episodes)
             observation, env_state, reward, terminated, truncated, info = jax.vmap(env.step, in_axes=(0, 0, 0, None))(
                 keys, env_state, action, env_params

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,15 +9,9 @@ import jax.numpy as jnp
 from flax import struct
 
 from agents.base import Agent, Records
+from agents.hyperparameters import RandomConfig
+from agents.rollout import Lanes, first_lanes, rollout
 from crystaljax.env import CrystalEnv, EnvParams
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomConfig:
-    """Attributes: ``lanes``, environments in parallel; ``steps``, steps per lane and update."""
-
-    lanes: int = 16
-    steps: int = 32
 
 
 @struct.dataclass
@@ -28,29 +21,25 @@ class RandomState:
     update: jax.Array
     key: jax.Array
     env_params: EnvParams
-    env_state: Any
+    lanes: Lanes
 
 
-def make_random_search(config: RandomConfig, env: CrystalEnv) -> Agent:
-    """Uniform random actions on an environment, behind the interface of the learning agents."""
-    step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
+def make_random_search(config: RandomConfig, env: CrystalEnv, trunk: Any = None) -> Agent:
+    """Uniform random actions on an environment, behind the interface of the learning agents; needs no network."""
+    del trunk
 
     def init(key: jax.Array, env_params: EnvParams) -> RandomState:
         key, reset_key = jax.random.split(key)
-        keys = jax.random.split(reset_key, config.lanes)
-        _, env_state = jax.vmap(env.reset, in_axes=(0, None))(keys, env_params)
-        return RandomState(jnp.int32(0), key, jax.tree.map(jnp.asarray, env_params), env_state)
+        lanes = first_lanes(env, env_params, reset_key, config.lanes)
+        return RandomState(jnp.int32(0), key, jax.tree.map(jnp.asarray, env_params), lanes)
+
+    def choose(key: jax.Array, observation: Any) -> tuple[jax.Array, tuple[()]]:
+        del observation
+        return jax.random.randint(key, (config.lanes,), 0, env.num_actions), ()
 
     def update(state: RandomState) -> tuple[RandomState, dict[str, jax.Array], Records]:
-        def one_step(env_state: Any, key: jax.Array) -> tuple[Any, Records]:
-            action_key, env_key = jax.random.split(key)
-            action = jax.random.randint(action_key, (config.lanes,), 0, env.num_actions)
-            keys = jax.random.split(env_key, config.lanes)
-            _, env_state, reward, terminated, truncated, info = step(keys, env_state, action, state.env_params)
-            return env_state, Records.of_step(reward, terminated | truncated, info)
-
         key, rollout_key = jax.random.split(state.key)
-        env_state, records = jax.lax.scan(one_step, state.env_state, jax.random.split(rollout_key, config.steps))
-        return state.replace(update=state.update + 1, key=key, env_state=env_state), {}, records
+        lanes, _, _, records = rollout(env, state.env_params, state.lanes, rollout_key, config.steps, choose)
+        return state.replace(update=state.update + 1, key=key, lanes=lanes), {}, records
 
     return Agent(init, update, config.steps, config.lanes)

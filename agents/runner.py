@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from agents import config as configs
@@ -19,11 +22,15 @@ from agents.base import Agent, Records
 from agents.checkpoints import Checkpoints
 from agents.config import RunConfig
 from agents.display import Display
+from agents.dqn import make_dqn
+from agents.hyperparameters import AlgorithmConfig, DQNConfig, PPOConfig, RainbowConfig, RandomConfig, SACConfig
 from agents.journal import Journal
 from agents.ledger import Ledger
-from agents.networks import make_network
-from agents.ppo import PPOConfig, make_ppo
-from agents.random_search import RandomConfig, make_random_search
+from agents.networks import make_trunk
+from agents.ppo import make_ppo
+from agents.rainbow import make_rainbow
+from agents.random_search import make_random_search
+from agents.sac import make_sac
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Evaluator
 from crystaljax.status import Status
@@ -33,6 +40,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
+
+MAKERS: dict[type[AlgorithmConfig], Callable[..., Agent]] = {
+    PPOConfig: make_ppo,
+    DQNConfig: make_dqn,
+    RainbowConfig: make_rainbow,
+    SACConfig: make_sac,
+    RandomConfig: make_random_search,
+}
+SWEEP_FILE = "sweep.json"
+"""What the folder of a sweep holds beside the folders of its runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +96,8 @@ def build_env(config: RunConfig, evaluator: str | Evaluator) -> tuple[CrystalEnv
 
 def build_agent(config: RunConfig, env: CrystalEnv) -> Agent:
     """The algorithm of a run."""
-    if config.agent == "random":
-        return make_random_search(RandomConfig(config.lanes, config.steps), env)
-    names = {field.name for field in dataclasses.fields(PPOConfig)} - {"updates"}
-    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name in names}
-    ppo = PPOConfig(updates=config.updates(env.horizon), **chosen)
-    return make_ppo(ppo, env, make_network(env, config.network))
+    settings = dataclasses.replace(config.algorithm, updates=config.updates(env.horizon))
+    return MAKERS[type(settings)](settings, env, make_trunk(env, config.network))
 
 
 def train(
@@ -112,11 +125,45 @@ def train(
         ValueError: for settings that do not fit, or a folder that holds a run already (not with ``resume``).
         Exception: whatever the evaluator's ``check()`` raises, after a checkpoint; a budget that is spent ends the run.
     """
-    env, params = build_env(config, evaluator)
-    agent = build_agent(config, env)
+    return _Run([(config, Path(folder))], Path(folder), evaluator, resume, console).train()[0]
+
+
+def sweep(
+    config: RunConfig,
+    seeds: Sequence[int],
+    evaluator: str | Evaluator,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> list[RunResult]:
+    """Runs that differ by their seed, as one program: their lanes share DFT batches, and nothing is computed twice.
+
+    Each has a folder of its own in ``folder``, like that of :func:`train`, and gets its numbers but for rounding: sums
+    are ordered differently in a larger batch. Their checkpoints are resumed together. ``dft_calls`` and ``cache_hits``
+    of their metrics count for all of them. Arguments and errors are those of :func:`train`.
+    """
     folder = Path(folder)
-    _claim(folder, config, env, resume)
-    return _Run(config, env, params, agent, evaluator, folder, console).train()
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds {' '.join(map(str, seeds))}: give each seed once")
+    runs = [(dataclasses.replace(config, seed=seed), folder / f"seed-{seed}") for seed in seeds]
+    if not resume and (folder / configs.FILE).exists():
+        raise ValueError(f"{folder} holds a run already: choose another folder")
+    run = _Run(runs, folder, evaluator, resume, console)
+    (folder / SWEEP_FILE).write_text(json.dumps({"seeds": list(seeds)}) + "\n")
+    return run.train()
+
+
+def sweep_seeds(folder: Path) -> list[int] | None:
+    """The seeds of the sweep in a folder; ``None`` if there is none."""
+    path = folder / SWEEP_FILE
+    return json.loads(path.read_text())["seeds"] if path.exists() else None
+
+
+def first_folder(folder: Path) -> Path:
+    """The folder of a run, or of the first run of a sweep."""
+    seeds = sweep_seeds(folder)
+    return folder / f"seed-{seeds[0]}" if seeds else folder
 
 
 def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> None:
@@ -136,44 +183,88 @@ def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> No
         raise ValueError(f"the structures are not those that the run in {folder} began with; restore the files")
 
 
+class _Member:
+    """What a run leaves in its folder."""
+
+    def __init__(self, config: RunConfig, folder: Path, env: CrystalEnv):
+        self.config, self.folder, self.env = config, folder, env
+        self.checkpoints = Checkpoints(folder)
+        self.ledger = Ledger(env.skeletons, env.vocabulary)
+
+    def open(self, update: int) -> None:
+        """Go back to what there was after an update."""
+        self.journal = Journal(self.folder, update)
+        for line in self.journal.past_episodes:
+            self.ledger.add_line(line)
+
+    def checkpoint(self, update: int, state: Any) -> None:
+        self.journal.sync()
+        self.checkpoints.save(update, state)
+
+    def close(self) -> None:
+        self.checkpoints.close()
+        self.journal.close()
+
+    def report(self, origin: report.Origin) -> None:
+        report.write_best(self.folder, self.env, self.ledger, origin)
+        report.draw_curve(self.folder / report.CURVE, self.env, self.journal.metrics, origin, agent=self.config.agent)
+
+
 class _Run:
-    """A training in progress."""
+    """A training in progress; of several seeds at once, if there are several."""
 
     def __init__(
         self,
-        config: RunConfig,
-        env: CrystalEnv,
-        params: EnvParams,
-        agent: Agent,
-        evaluator: str | Evaluator,
+        runs: Sequence[tuple[RunConfig, Path]],
         folder: Path,
+        evaluator: str | Evaluator,
+        resume: bool,
         console: Console | None,
     ):
-        self.config, self.env, self.params, self.agent, self.folder = config, env, params, agent, folder
+        self.config = runs[0][0]
+        self.env, self.params = build_env(self.config, evaluator)
+        self.agent = build_agent(self.config, self.env)
+        for config, of_member in runs:
+            _claim(of_member, config, self.env, resume)
         self.accounting = Accounting(folder, evaluator)
         self.stopped = ""
         self.stats = getattr(evaluator, "stats", lambda: None)
         self.cancel = getattr(evaluator, "cancel", lambda: None)
-        self.origin = report.Origin(env.evaluator.label, _fingerprint(env, evaluator), float(params.target))
+        fingerprint = _fingerprint(self.env, evaluator)
+        self.origin = report.Origin(self.env.evaluator.label, fingerprint, float(self.params.target))
         self.console = console
-        self.updates = config.updates(env.horizon)
-        self.checkpoints = Checkpoints(folder)
-        self.update = self.checkpoints.latest or 0
-        self.journal = Journal(folder, self.update)
-        self.ledger = Ledger(env.skeletons, env.vocabulary)
-        for line in self.journal.past_episodes:
-            self.ledger.add_line(line)
+        self.updates = self.config.updates(self.env.horizon)
+        self.members = [_Member(config, of_member, self.env) for config, of_member in runs]
+        # A crash between the checkpoints of two members leaves one of them behind.
+        self.update = min(member.checkpoints.latest or 0 for member in self.members)
+        for member in self.members:
+            member.open(self.update)
         self.state = self._first_state()
 
-    def _first_state(self) -> Any:
-        key = jax.random.key(self.config.seed)
-        if not self.update:
-            return jax.jit(self.agent.init)(key, self.params)
-        return self.checkpoints.restore(jax.eval_shape(self.agent.init, key, self.params))
+    @property
+    def _together(self) -> bool:
+        return len(self.members) > 1
 
-    def train(self) -> RunResult:
+    def _first_state(self) -> Any:
+        """The train state; of several members, leaves have them on the first axis."""
+        keys = [jax.random.key(member.config.seed) for member in self.members]
+        if self.update:
+            like = jax.eval_shape(self.agent.init, keys[0], self.params)
+            states = [member.checkpoints.restore(self.update, like) for member in self.members]
+            return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if self._together else states[0]
+        if self._together:
+            return jax.jit(jax.vmap(self.agent.init, in_axes=(0, None)))(jnp.stack(keys), self.params)
+        return jax.jit(self.agent.init)(keys[0], self.params)
+
+    def _each(self, tree: Any) -> list[Any]:
+        """A state, losses or records of all members, by member."""
+        if not self._together:
+            return [tree]
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(self.members))]
+
+    def train(self) -> list[RunResult]:
         """All remaining updates; reports are written in any case."""
-        compiled = jax.jit(self.agent.update)
+        compiled = jax.jit(jax.vmap(self.agent.update) if self._together else self.agent.update)
         interrupted = False
         try:
             with (
@@ -185,29 +276,33 @@ class _Run:
         finally:
             self.accounting.write()
             self._checkpoint()
-            self.checkpoints.close()
-            self.journal.close()
-        self._report()
-        interrupted = self.update < self.updates
-        return RunResult(
-            self.folder,
-            interrupted,
-            self.stopped,
-            self.update,
-            self.updates,
-            self.state,
-            self.env,
-            self.ledger,
-            self.origin,
-            self.journal.metrics,
-        )
+            for member in self.members:
+                member.close()
+        for member in self.members:
+            member.report(self.origin)
+        return [
+            RunResult(
+                member.folder,
+                self.update < self.updates,
+                self.stopped,
+                self.update,
+                self.updates,
+                state,
+                self.env,
+                member.ledger,
+                self.origin,
+                member.journal.metrics,
+            )
+            for member, state in zip(self.members, self._each(self.state), strict=True)
+        ]
 
     def _one_update(self, compiled: Any, stop: interrupt.Stop, display: Display) -> bool:
         """One update; false if it was cancelled, so that nothing of it was used."""
         start = time.perf_counter()
+        ledgers = [member.ledger for member in self.members]
 
         def waiting() -> None:
-            display.show(self.ledger, self.stats())
+            display.show(ledgers, self.stats())
             self.accounting.write(always=False)
 
         state, losses, records = interrupt.call(compiled, self.state, stop=stop, cancel=self.cancel, waiting=waiting)
@@ -222,44 +317,42 @@ class _Run:
             return False
         self.update += 1
         self.state = state
-        episodes = self.ledger.add_records(records, self.update)
+        seconds = time.perf_counter() - start
+        losses, records = jax.device_get((losses, records))
+        for member, mine, seen in zip(self.members, self._each(losses), self._each(records), strict=True):
+            episodes = member.ledger.add_records(seen, self.update)
+            member.journal.write(self._metrics(member.ledger, mine, episodes, seconds), episodes)
         self.accounting.write()
-        self.journal.write(self._metrics(losses, episodes, time.perf_counter() - start), episodes)
         display.finished(self.update)
-        display.show(self.ledger, self.stats(), always=True)
+        display.show(ledgers, self.stats(), always=True)
         if self.update % self.config.checkpoint_every == 0:
             self._checkpoint()
         return True
 
     def _checkpoint(self) -> None:
-        self.journal.sync()
-        self.checkpoints.save(self.update, self.state)
+        for member, state in zip(self.members, self._each(self.state), strict=True):
+            member.checkpoint(self.update, state)
 
-    def _metrics(self, losses: dict[str, jax.Array], episodes: list[Any], seconds: float) -> dict[str, Any]:
-        """The metrics line of an update. All but the last two lines of it are the same in a resumed run."""
+    def _metrics(self, ledger: Ledger, losses: dict[str, Any], episodes: list[Any], seconds: float) -> dict[str, Any]:
+        """The metrics line of an update. All but the last three entries are the same in a resumed run."""
         rewards = [episode.reward for episode in episodes]
         values = [episode.value for episode in episodes if episode.value is not None]
         stats = self.stats()
         return {
             "update": self.update,
-            "episodes": self.ledger.episodes,
+            "episodes": ledger.episodes,
             "env_steps": self.update * self.agent.steps * self.agent.lanes,
             "mean_reward": float(np.mean(rewards)) if rewards else None,
-            "best_reward": self.ledger.best_reward,
+            "best_reward": ledger.best_reward,
             "mean_value": float(np.mean(values)) if values else None,
-            "distinct": len(self.ledger.crystals),
-            "refused": self.ledger.refused,
-            "failures": {k: n for k, n in sorted(self.ledger.statuses.items()) if k != Status.OK.name},
+            "distinct": len(ledger.crystals),
+            "refused": ledger.refused,
+            "failures": {k: n for k, n in sorted(ledger.statuses.items()) if k != Status.OK.name},
             **{name: _number(value) for name, value in losses.items()},
             "dft_calls": stats.calls if stats else 0,
             "cache_hits": stats.memory_hits + stats.store_hits + stats.shared if stats else 0,
             "seconds": seconds,
         }
-
-    def _report(self) -> None:
-        report.write_best(self.folder, self.env, self.ledger, self.origin)
-        curve = self.folder / report.CURVE
-        report.draw_curve(curve, self.env, self.journal.metrics, self.origin, self.config.agent)
 
 
 def _cancelled(records: Records) -> bool:
@@ -273,7 +366,7 @@ def _fingerprint(env: CrystalEnv, evaluator: Any) -> dict[str, Any]:
     return engine.fingerprint(env.objective.property) if engine is not None else {}
 
 
-def _number(value: jax.Array) -> float | None:
+def _number(value: Any) -> float | None:
     """A JSON number; ``None`` for what JSON has no word for."""
     number = float(value)
     return number if math.isfinite(number) else None

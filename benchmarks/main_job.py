@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.config import RunConfig
+from agents.hyperparameters import PPOConfig, RandomConfig
 from agents.ledger import REFUSED
 from agents.runner import train
 from dft_bridge import open_bridge
@@ -31,11 +32,7 @@ MAIN_JOB = RunConfig(
     engine="planewave",
     preset="fast",
     episodes=2400,
-    steps=3,
-    learning_rate=1.5e-3,
-    epochs=8,
-    entropy=0.02,
-    target_kl=0.05,
+    algorithm=PPOConfig(steps=3, learning_rate=1.5e-3, epochs=8, entropy=0.02, target_kl=0.05),
 )
 """The settings of the README's command."""
 TOLERANCE = 0.25
@@ -93,7 +90,8 @@ def summary(curve: Curve, budget: int, target: float) -> dict[str, float]:
 
 def run(agent: str, engine: str, seed: int, folder: Path, store: Path | None, episodes: int) -> Curve:
     """Train (or go on training) and read the curve."""
-    config = dataclasses.replace(MAIN_JOB, agent=agent, engine=engine, seed=seed, episodes=episodes)
+    algorithm = RandomConfig(steps=MAIN_JOB.algorithm.steps) if agent == "random" else MAIN_JOB.algorithm
+    config = dataclasses.replace(MAIN_JOB, algorithm=algorithm, engine=engine, seed=seed, episodes=episodes)
     target = folder / f"{agent}-{engine}-{episodes}-{seed}"
     start = time.perf_counter()
     with open_bridge(config.engine, config.preset, store=store) as bridge:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +23,9 @@ if TYPE_CHECKING:
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
-AGENTS_EXTRA = {"matplotlib", "orbax", "rich", "tensorboardX"}
+AGENTS_EXTRA = {"flashbax", "matplotlib", "orbax", "rich", "tensorboardX"}
 """Packages of the extra ``agents``."""
 
-_ENGINE = (
-    "DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no DFT, "
-    "density tasks only"
-)
 EXAMPLES = """examples:
   crystaljax train --task BandGap-PerovskiteABX3-v0 --episodes 1000 --run runs/gap
   crystaljax train --resume --run runs/gap
@@ -106,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    from agents.config import AGENTS, RunConfig
+    from agents import config as configs
+    from agents.hyperparameters import ALGORITHMS
     from crystaljax.tasks import MODES, PREFIXES
 
     train = commands.add_parser(
@@ -115,61 +113,59 @@ def _add_train(commands: Any) -> None:
         argument_default=argparse.SUPPRESS,
         description="Train an agent. Ctrl-C stops it, keeps a checkpoint, and --resume goes on with the same numbers.",
     )
+    texts, kinds = configs.descriptions(configs.RunConfig), configs.settings(configs.RunConfig)
 
-    def add(group: Any, flag: str, text: str, **options: Any) -> None:
-        default = getattr(RunConfig, options.get("dest", flag.strip("-").replace("-", "_")), None)
+    def add(group: Any, name: str, **options: Any) -> None:
+        """The flag of a field of the run's settings."""
+        default = getattr(configs.RunConfig, name)
         shown = "" if default in (None, "", ()) else f" (default: {default})"
-        group.add_argument(flag, help=text + shown, **options)
+        options = {"help": texts[name] + shown, **_parsed_as(kinds[name]), **options}
+        group.add_argument(options.pop("flag", configs.flag(name)), dest=name, **options)
 
     what = train.add_argument_group("what to design")
-    add(what, "--task", "id of a task; `crystaljax tasks` lists them", metavar="ID")
-    add(
-        what,
-        "--structure",
-        "design on this structure instead of a task's: a file (CIF, POSCAR ...) or AFLOW prototype; may be repeated",
-        metavar="FILE",
-        dest="structures",
-        action="append",
-    )
-    add(what, "--property", "property to design for; needed with --structure", choices=tuple(PREFIXES))
-    add(what, "--target", "aim at this value, in eV, GPa or g/cm3 (default: the task's)", type=float)
-    add(what, "--vocabulary", "elements to choose from", choices=("small", "medium", "large"))
-    add(what, "--mode", "one decision per site, or per symmetry orbit (default: the task's)", choices=MODES)
+    add(what, "task", metavar="ID")
+    add(what, "structures", flag="--structure", metavar="FILE", action="append")
+    add(what, "property", choices=tuple(PREFIXES))
+    add(what, "target")
+    add(what, "vocabulary", choices=("small", "medium", "large"))
+    add(what, "mode", choices=MODES)
 
     how = train.add_argument_group("where rewards come from")
-    add(how, "--engine", _ENGINE)
-    add(how, "--preset", "settings of the engine: fast, crystalgym, standard ...")
-    add(how, "--store", "results store, shared by all runs: a file, or postgresql://...", metavar="FILE|URL")
-    add(how, "--workers", "processes that calculate (default: one per GPU, else one per core)", type=int)
-    add(how, "--scheduler", "Dask scheduler whose workers calculate instead, tcp://host:8786", metavar="URL")
-    add(how, "--timeout", "stop a calculation after so many seconds", type=float)
-    add(how, "--memory", "stop a calculation that needs more GiB", type=float)
-    add(how, "--max-dft-calls", "end the run after so many calculations; --resume with more goes on", type=int)
-    add(how, "--max-core-hours", "end the run after so many core-hours of calculations", type=float)
+    add(how, "engine")
+    add(how, "preset")
+    add(how, "store", metavar="FILE|URL")
+    add(how, "workers")
+    add(how, "scheduler", metavar="URL")
+    for name in ("timeout", "memory", "max_dft_calls", "max_core_hours"):
+        add(how, name)
 
     run = train.add_argument_group("the run")
-    add(run, "--run", "folder of the run (default: runs/TASK-AGENT-ENGINE-SEED)", metavar="DIR")
+    run.add_argument("--config", metavar="TOML", help="settings of the run; flags come before them")
+    run.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/TASK-AGENT-ENGINE-SEED)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --run from its last checkpoint")
-    add(run, "--agent", "algorithm", choices=AGENTS)
-    add(run, "--episodes", "crystals to design, rounded up to whole updates", type=int)
-    add(run, "--seed", "of everything random", type=int)
-    add(run, "--checkpoint-every", "updates between checkpoints", type=int)
+    run.add_argument("--agent", choices=tuple(ALGORITHMS), help=f"algorithm (default: {configs.DEFAULT_AGENT})")
+    add(run, "network", choices=("transformer", "mlp"))
+    for name in ("episodes", "seed", "checkpoint_every"):
+        add(run, name)
+    run.add_argument("--seeds", metavar="N", type=int, nargs="+", help="several runs in one program, in DIR/seed-N")
 
-    knobs = train.add_argument_group("hyperparameters")
-    add(knobs, "--network", "graph transformer, or mlp for one skeleton", choices=("transformer", "mlp"))
-    add(knobs, "--lanes", "environments in parallel; also the crystals that one DFT batch may hold", type=int)
-    add(knobs, "--steps", "steps of each environment per update", type=int)
-    add(knobs, "--learning-rate", "of Adam, at the start", type=float)
-    knobs.add_argument("--no-anneal", dest="anneal", action="store_false", help="keep the learning rate constant")
-    add(knobs, "--minibatches", "parts of an update's steps", type=int)
-    add(knobs, "--epochs", "passes over an update's steps", type=int)
-    add(knobs, "--entropy", "weight of the entropy bonus", type=float)
-    add(knobs, "--discount", "gamma", type=float)
-    add(knobs, "--trace", "lambda of the advantage estimate", type=float)
-    add(knobs, "--clip", "range of the probability ratio", type=float)
-    add(knobs, "--min-deviation", "advantages are divided by their deviation, at least by this", type=float)
-    add(knobs, "--target-kl", "how far (nats) the policy may move in an update (default: no limit)", type=float)
+    knobs = train.add_argument_group("hyperparameters", "Each algorithm has some of these: [its default].")
+    for name, kind in configs.hyperparameters().items():
+        owners = {agent: settings for agent, settings in ALGORITHMS.items() if name in configs.settings(settings)}
+        defaults: dict[Any, list[str]] = {}
+        for agent, settings in owners.items():
+            defaults.setdefault(getattr(settings, name), []).append(agent)
+        shown = "; ".join(f"{', '.join(agents)}: {default}" for default, agents in defaults.items())
+        text = configs.descriptions(next(iter(owners.values())))[name]
+        knobs.add_argument(configs.flag(name), help=f"{text} [{shown}]", **_parsed_as(kind))
     train.set_defaults(command=_train, traceback=False)
+
+
+def _parsed_as(kind: Any) -> dict[str, Any]:
+    """Options of the flag of a field of that type."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    return {"type": next((number for number in (int, float) if number in (kind, *typing.get_args(kind))), str)}
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -216,7 +212,7 @@ def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
         yield bridge
 
 
-def _train(run: str | None = None, resume: bool = False, **given: Any) -> int:
+def _train(run: str | None = None, resume: bool = False, seeds: list[int] | None = None, **given: Any) -> int:
     from rich.console import Console
 
     config, folder = _settings(run, resume, given)
@@ -224,17 +220,25 @@ def _train(run: str | None = None, resume: bool = False, **given: Any) -> int:
 
     console = Console()
     progress = Console(stderr=True)
+    if seeds and "seed" in given:
+        raise ValueError("give --seed or --seeds, one of the two")
+    if resume:
+        seeds = runner.sweep_seeds(folder)
     with _open_evaluator(config) as evaluator:
-        result = runner.train(config, evaluator, folder, resume=resume, console=progress)
-    console.print(report.best_table(result.env, result.ledger, result.origin))
-    console.print(f"Everything is in {result.folder}", highlight=False, soft_wrap=True)
+        if seeds:
+            results = runner.sweep(config, seeds, evaluator, folder, resume=resume, console=progress)
+        else:
+            results = [runner.train(config, evaluator, folder, resume=resume, console=progress)]
+    for result in results:
+        console.print(report.best_table(result.env, result.ledger, result.origin))
+    console.print(f"Everything is in {folder}", highlight=False, soft_wrap=True)
     if not result.interrupted:
         return 0
     reason = f"{result.stopped}; " if result.stopped else ""
     more = " and a larger budget" if result.stopped else ""
     print(
         f"crystaljax: {reason}stopped after update {result.updates} of {result.planned}; "
-        f"go on with: crystaljax train --resume --run {result.folder}{more}",
+        f"go on with: crystaljax train --resume --run {folder}{more}",
         file=sys.stderr,
     )
     return 0 if result.stopped else INTERRUPTED
@@ -245,23 +249,32 @@ def _settings(run: str | None, resume: bool, given: dict[str, Any]) -> tuple[Run
     import dataclasses
 
     from agents import config as configs
+    from agents import runner
 
+    file = given.pop("config", None)
     if "structures" in given:
-        given["structures"] = tuple(
-            str(Path(structure).absolute()) if Path(structure).exists() else structure
-            for structure in given["structures"]
-        )
+        given["structures"] = _findable(given["structures"])
     if not resume:
-        config = configs.RunConfig(**given)
+        table = {} if file is None else configs.read_toml(Path(file))
+        config = configs.from_table(configs.overlaid(table, given), file or "command line")
+        config = dataclasses.replace(config, structures=_findable(config.structures))
         return config, Path(run or Path("runs") / _run_name(config))
     if run is None:
         raise ValueError("--resume needs the folder of the run: give --run DIR")
-    saved, _ = configs.load(Path(run))
-    config = dataclasses.replace(saved, **given)
-    changed = [name for name in given if name not in configs.MOVABLE and getattr(saved, name) != given[name]]
+    if file is not None:
+        raise ValueError("a resumed run keeps its settings; leave out --config")
+    before = configs.to_table(configs.load(runner.first_folder(Path(run)))[0])
+    after = configs.overlaid(before, given)
+    saved, wanted = ({**table, **table.get(after["agent"], {})} for table in (before, after))
+    changed = [name for name in given if name not in configs.MOVABLE and saved[name] != wanted[name]]
     if changed:
         raise ValueError(f"a resumed run keeps its settings; leave out {', '.join(changed)}, or start a new run")
-    return config, Path(run)
+    return configs.from_table(after, "command line"), Path(run)
+
+
+def _findable(structures: Sequence[str]) -> tuple[str, ...]:
+    """Structure files by their absolute paths, so that a run can be resumed from anywhere; other names as they are."""
+    return tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in structures)
 
 
 def _run_name(config: RunConfig) -> str:
@@ -282,13 +295,10 @@ def _evaluate(
     from agents.checkpoints import Checkpoints
     from agents.evaluation import make_designer, refuse_other_shapes
     from agents.ledger import Ledger
-    from agents.networks import make_network
 
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}; give at least 1")
     config, _ = configs.load(Path(run))
-    if config.agent == "random":
-        raise ValueError(f"{run} is a random search, which has no policy to evaluate")
     changes = {name: value for name, value in given.items() if value is not None}
     if task is not None:
         changes |= {"task": task, "structures": (), "property": "", "mode": "", "target": None}
@@ -300,10 +310,14 @@ def _evaluate(
         raise ValueError(f"{run} has no checkpoint yet; train it first")
     with _open_evaluator(config) as evaluator:
         env, params = runner.build_env(config, evaluator)
-        network = make_network(env, config.network)
+        agent = runner.build_agent(config, env)
+        if agent.policy is None:
+            raise ValueError(f"{run} is a random search, which has no policy to evaluate")
+        if sample and not agent.draws:
+            raise ValueError(f"{config.agent} has no probabilities to draw elements from; leave out --sample")
         policy = checkpoints.restore_network()
-        refuse_other_shapes(env, network, policy)
-        design = jax.jit(make_designer(env, network, episodes, greedy=not sample))
+        refuse_other_shapes(env, agent, policy)
+        design = jax.jit(make_designer(env, agent.policy, episodes, greedy=not sample))
         records = design(jax.random.key(seed), policy, params)
         jax.block_until_ready(records)
         env.evaluator.check()

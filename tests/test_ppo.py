@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import crystaljax
-from agents.networks import make_network
-from agents.ppo import PPOConfig, Sample, advantages, loss, make_optimizer, make_ppo, make_train, shuffled
-from agents.random_search import RandomConfig, make_random_search
+from agents.hyperparameters import PPOConfig, RandomConfig
+from agents.ppo import Sample, advantages, loss, make_optimizer, make_ppo, make_train, shuffled
+from agents.random_search import make_random_search
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles in half the time."""
@@ -130,7 +130,7 @@ def trained(problem):
     """Three seeds, vmapped; only MLPs, to keep it quick."""
     env, params = problem
     keys = jax.random.split(jax.random.key(10), 3)
-    return keys, quick_jit(jax.vmap(make_train(QUICK, env, params, make_network(env))))(keys)
+    return keys, quick_jit(jax.vmap(make_train(QUICK, env, params)))(keys)
 
 
 def mean_reward(records, last_updates):
@@ -162,7 +162,7 @@ def test_records_are_the_episodes_that_were_played(problem, trained):
 def test_seeds_vmapped_are_seeds_run_alone(problem, trained):
     env, params = problem
     keys, (_, _, together) = trained
-    _, losses, alone = quick_jit(make_train(QUICK, env, params, make_network(env)))(keys[1])
+    _, losses, alone = quick_jit(make_train(QUICK, env, params))(keys[1])
     # Sums are ordered differently in a batch, so after many updates a draw may fall on the other side.
     for name in ("elements", "reward", "finished"):
         mine, other = np.asarray(getattr(alone, name)), np.asarray(getattr(together, name))[1]
@@ -172,12 +172,12 @@ def test_seeds_vmapped_are_seeds_run_alone(problem, trained):
 
 def test_targets_can_be_vmapped(problem):
     env, params = problem
-    config, network = PPOConfig(updates=2, lanes=4, steps=4), make_network(env)
+    config = PPOConfig(updates=2, lanes=4, steps=4)
     targets = params.replace(target=jnp.array([3.0, 5.0]))
     axes = (None, params.replace(target=0, max_steps_in_episode=None))
-    state = quick_jit(jax.vmap(make_ppo(config, env, network).init, in_axes=axes))(jax.random.key(0), targets)
-    np.testing.assert_allclose(state.observation[:, :, -1], np.repeat([[1.0], [5.0 / 3.0]], 4, axis=1), rtol=1e-6)
-    train = jax.vmap(make_train(config, env, params, network), in_axes=axes)
+    state = quick_jit(jax.vmap(make_ppo(config, env).init, in_axes=axes))(jax.random.key(0), targets)
+    np.testing.assert_allclose(state.lanes.observation[:, :, -1], np.repeat([[1.0], [5.0 / 3.0]], 4, axis=1), rtol=1e-6)
+    train = jax.vmap(make_train(config, env, params), in_axes=axes)
     _, losses, records = jax.eval_shape(train, jax.random.key(0), targets)  # traces it; compiling takes long
     assert losses["loss"].shape == (2, 2) and records.reward.shape == (2, 2, 4, 4)
 
@@ -196,7 +196,7 @@ def test_hyperparameters_that_cannot_work_are_refused(settings, message):
 
 
 def test_an_update_stops_once_the_policy_has_moved_far_enough() -> None:
-    env, params = crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density")
+    env, params = crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density", observation="flat")
     far = PPOConfig(updates=4, lanes=8, steps=4, learning_rate=0.03, epochs=8)
     moved = {}
     for limit in (None, 0.0, 0.01):
@@ -210,9 +210,8 @@ def test_an_update_stops_once_the_policy_has_moved_far_enough() -> None:
 
 
 def test_equal_rewards_do_not_blow_noise_up_to_full_size() -> None:
-    env, params = crystaljax.make(
-        "Density-RocksaltAB-v0", crystaljax.FunctionEvaluator(lambda n, s: 3.0 + 0 * s.volume, "constant")
-    )
+    constant = crystaljax.FunctionEvaluator(lambda numbers, skeleton: 3.0 + 0 * skeleton.volume, "constant")
+    env, params = crystaljax.make("Density-RocksaltAB-v0", constant, observation="flat")
     change = {}
     for floor in (1e-8, 0.3):
         config = PPOConfig(

@@ -20,6 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 import crystaljax
 from agents import config as configs
 from agents.config import RunConfig
+from agents.hyperparameters import PPOConfig, RandomConfig
 from agents.ledger import Ledger, formula
 from agents.runner import train
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
@@ -31,9 +32,7 @@ CONFIG = RunConfig(
     engine="unrelaxed-density",
     network="mlp",
     episodes=6 * 8 * 3,
-    lanes=8,
-    steps=6,
-    learning_rate=1e-2,
+    algorithm=PPOConfig(lanes=8, steps=6, learning_rate=1e-2),
     checkpoint_every=2,
 )
 UPDATES = 6
@@ -212,9 +211,8 @@ def test_resume_refuses_another_run(straight):
 
 
 def test_random_search_runs_on_mixed_crystals(tmp_path):
-    config = RunConfig(
-        task="Density-Mixed-v0", engine="unrelaxed-density", agent="random", episodes=20, lanes=5, steps=8
-    )
+    algorithm = RandomConfig(lanes=5, steps=8)
+    config = RunConfig(task="Density-Mixed-v0", engine="unrelaxed-density", algorithm=algorithm, episodes=20)
     result = train(config, "unrelaxed-density", tmp_path / "run")
     assert result.ledger.episodes == 20 and result.updates == 4
     sites = {result.env.skeletons[c.skeleton].n_sites == len(c.elements) for c in result.ledger.crystals}
@@ -238,7 +236,6 @@ def test_ledger_counts_equivalent_crystals_once():
     ("settings", "message"),
     [
         ({}, "one of the two"),
-        ({"task": "Density-C1-v0", "agent": "genetic"}, "unknown agent"),
         ({"structures": ("a.cif",)}, "need a property"),
         ({"task": "Density-C1-v0", "episodes": 0}, "at least 1"),
     ],
@@ -249,5 +246,5 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 
 
 def test_updates_complete_the_episodes_asked_for():
-    config = RunConfig(task="x", episodes=100, lanes=16, steps=32)
+    config = RunConfig(task="x", episodes=100, algorithm=PPOConfig(lanes=16, steps=32))
     assert config.updates(horizon=3) == 1 and config.updates(horizon=5) == 2

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from agents.networks.noisy import NoisyDense
 from crystaljax.observation import ANGLE_SCALE, LENGTH_SCALE, GraphObservation
 
 LARGE_NEGATIVE = -1e9
@@ -41,19 +42,22 @@ class Perceptron(nn.Module):
         hidden: widths of the hidden layers.
         outputs: width of the last one, which is linear.
         activation: between the layers.
-        last_init: initialiser of the last layer.
+        last_init: initialiser of the last layer, unless it is noisy.
+        noisy: whether the layers are noisy.
     """
 
     hidden: tuple[int, ...]
     outputs: int
     activation: Any
     last_init: Any = DEFAULT_INIT
+    noisy: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        dense = NoisyDense if self.noisy else nn.Dense
         for width in self.hidden:
-            x = self.activation(nn.Dense(width)(x))
-        return nn.Dense(self.outputs, kernel_init=self.last_init)(x)
+            x = self.activation(dense(width)(x))
+        return (NoisyDense(self.outputs) if self.noisy else nn.Dense(self.outputs, kernel_init=self.last_init))(x)
 
 
 class ActorCritic(nn.Module):
@@ -76,25 +80,32 @@ class ActorCritic(nn.Module):
 
 
 class QValues(nn.Module):
-    """An observation to Q values, float32 [V].
+    """An observation to Q values, float32 [V]; with several atoms, to logits of their distributions, [V, atoms].
 
     Attributes:
         trunk, num_actions: as in :class:`ActorCritic`.
         dueling: sum of a value and of advantages whose mean over the actions is 0 (Wang et al. 2016).
+        atoms: of the distribution of an action's return (Bellemare et al. 2017).
+        noisy: whether the layers of the head are noisy.
     """
 
     trunk: nn.Module
     num_actions: int
     dueling: bool = False
+    atoms: int = 1
+    noisy: bool = False
 
     @nn.compact
     def __call__(self, observation: Any) -> jax.Array:
         layers, activation = self.trunk.head_layers, self.trunk.activation
         summary = self.trunk(observation).summary
-        scores = Perceptron(layers, self.num_actions, activation, POLICY_INIT, name="advantage")(summary)
-        if not self.dueling:
-            return scores
-        return Perceptron(layers, 1, activation, name="value")(summary) + scores - scores.mean()
+        outputs = self.num_actions * self.atoms
+        scores = Perceptron(layers, outputs, activation, POLICY_INIT, self.noisy, name="advantage")(summary)
+        scores = scores.reshape(self.num_actions, self.atoms)
+        if self.dueling:
+            value = Perceptron(layers, self.atoms, activation, noisy=self.noisy, name="value")(summary)
+            scores = value + scores - scores.mean(axis=0)
+        return scores if self.atoms > 1 else scores[:, 0]
 
 
 def radial_features(distances: jax.Array, count: int, longest: float) -> jax.Array:

@@ -1,0 +1,192 @@
+"""The settings of every algorithm, one frozen dataclass each: the only place where their defaults stand.
+
+Light to import: the command line makes its flags of these fields. What ``Attributes`` says of a field is also the help
+of its flag. Defaults are those of CrystalGym (arXiv 2509.23156), gamma 0.99 throughout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+POSITIVE = ("learning_rate", "alpha", "max_gradient")
+FRACTIONS = ("discount", "trace", "exploration", "final_epsilon", "priority_exponent", "importance", "smoothing")
+"""Settings between 0 and 1, both included."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """What every algorithm has.
+
+    Attributes:
+        updates: updates in all; a run works it out from its episodes.
+        lanes: environments in parallel; also the crystals that one DFT batch may hold.
+        steps: steps of each environment per update.
+    """
+
+    updates: int = 100
+    lanes: int = 16
+    steps: int = 32
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < 1 and not isinstance(value, bool):  # whole numbers count something
+                raise ValueError(f"{name} is {value}; give at least 1")
+            if name in POSITIVE and value <= 0:
+                raise ValueError(f"{name} {value} is not positive")
+            if name in FRACTIONS and not 0 <= value <= 1:
+                raise ValueError(f"{name} {value} is not between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomConfig(AlgorithmConfig):
+    """Random search: every element is drawn uniformly."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig(AlgorithmConfig):
+    """Proximal policy optimisation.
+
+    Attributes:
+        learning_rate: of Adam, at the first update.
+        anneal: let the learning rate fall linearly to 0.
+        minibatches: parts into which the steps of an update are shuffled; must divide their number.
+        epochs: passes over the steps of an update.
+        discount: gamma.
+        trace: lambda of the generalised advantage estimate.
+        clip: range of the probability ratio and of the value's change.
+        entropy: weight of the entropy bonus.
+        value_weight: weight of the value loss.
+        max_gradient: largest norm of a gradient.
+        min_deviation: advantages are divided by their standard deviation, but at least by this. Where a policy that
+            has settled sees equal rewards only, it keeps noise from being blown up to full size.
+        target_kl: once the policy has moved this far (nats) from the one that acted, the rest of the update's
+            minibatches changes nothing; no limit unless given.
+    """
+
+    learning_rate: float = 2.5e-4
+    anneal: bool = True
+    minibatches: int = 2
+    epochs: int = 4
+    discount: float = 0.99
+    trace: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    value_weight: float = 0.5
+    max_gradient: float = 0.5
+    min_deviation: float = 1e-8
+    target_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lanes * self.steps % self.minibatches:
+            raise ValueError(
+                f"{self.lanes} lanes x {self.steps} steps cannot be split into {self.minibatches} equal minibatches; "
+                "choose a divisor"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReplayConfig(AlgorithmConfig):
+    """What algorithms that learn from a replay buffer share. Steps count over all lanes.
+
+    Attributes:
+        learning_rate: of Adam.
+        discount: gamma.
+        buffer: steps that the replay buffer holds, rounded down to whole steps of all lanes.
+        batch: steps of a gradient step.
+        start: steps in the buffer before the first gradient step.
+        train_every: steps per gradient step; must divide the steps of an update.
+        n_step: rewards summed before the next state's value takes over.
+    """
+
+    steps: int = 4
+    learning_rate: float = 2.5e-4
+    discount: float = 0.99
+    buffer: int = 2000
+    batch: int = 64
+    start: int = 1000
+    train_every: int = 4
+    n_step: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lanes * self.steps % self.train_every:
+            raise ValueError(
+                f"{self.lanes} lanes x {self.steps} steps are not a multiple of train_every {self.train_every}; "
+                "choose a divisor"
+            )
+        least = self.lanes * max(self.steps, self.n_step)
+        if self.buffer < max(least, self.start):
+            raise ValueError(
+                f"a buffer of {self.buffer} steps is too small: {self.lanes} lanes fill {least} of it at once, and "
+                f"learning starts at {self.start}; enlarge buffer, or lower lanes, steps or start"
+            )
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of an update."""
+        return self.lanes * self.steps // self.train_every
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DQNConfig(ReplayConfig):
+    """Deep Q-learning.
+
+    Attributes:
+        target_every: steps between two copies of the network to the target network.
+        exploration: fraction of the training over which the probability of a random action falls from 1.
+        final_epsilon: probability of a random action after that.
+    """
+
+    target_every: int = 500
+    exploration: float = 0.2
+    final_epsilon: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RainbowConfig(DQNConfig):
+    """Rainbow: DQN and its improvements.
+
+    Attributes:
+        double: the network chooses the action that the target network values.
+        dueling: a value of the state plus advantages of the actions.
+        priority_exponent: how strongly large errors are replayed more often; 0 for not at all.
+        importance: exponent of the correction for that, at first; it rises to 1.
+        noisy: noisy layers explore in place of random actions.
+        atoms: atoms of the distribution of returns (51 in C51); 1 learns the mean only.
+    """
+
+    n_step: int = 3
+    double: bool = True
+    dueling: bool = True
+    priority_exponent: float = 0.6
+    importance: float = 0.4
+    noisy: bool = False
+    atoms: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SACConfig(ReplayConfig):
+    """Soft actor-critic with discrete actions.
+
+    Attributes:
+        alpha: temperature, the worth of a nat of entropy in units of the reward; the first one if it is tuned.
+        tune: tune the temperature until the policy has the target entropy.
+        target_entropy: that entropy, as a fraction of the largest one.
+        smoothing: fraction of the critics that moves into the target critics at each gradient step.
+    """
+
+    learning_rate: float = 3e-4
+    alpha: float = 0.2
+    tune: bool = False
+    target_entropy: float = 0.89
+    smoothing: float = 0.005
+
+
+ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
+    "ppo": PPOConfig,
+    "dqn": DQNConfig,
+    "rainbow": RainbowConfig,
+    "sac": SACConfig,
+    "random": RandomConfig,
+}

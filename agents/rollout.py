@@ -1,0 +1,76 @@
+"""Steps of an environment in all lanes, as every algorithm collects them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from flax import struct
+
+from agents.base import Records
+from crystaljax.env import CrystalEnv, EnvParams
+
+
+class Lanes(NamedTuple):
+    """Where L environments stand; leaves [L, ...]."""
+
+    observation: Any
+    env_state: Any
+
+
+@struct.dataclass
+class Transition:
+    """One step.
+
+    Attributes:
+        observation: what ``action`` answered.
+        action: int32.
+        reward: float32.
+        terminated: bool, the episode came to its end, so that nothing is left to earn.
+        done: bool, terminated or cut off.
+        after: the observation that followed, before any reset.
+    """
+
+    observation: Any
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    done: jax.Array
+    after: Any
+
+
+def first_lanes(env: CrystalEnv, env_params: EnvParams, key: jax.Array, lanes: int) -> Lanes:
+    """Fresh episodes in ``lanes`` lanes."""
+    return Lanes(*jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, lanes), env_params))
+
+
+def rollout(
+    env: CrystalEnv,
+    env_params: EnvParams,
+    lanes: Lanes,
+    key: jax.Array,
+    steps: int,
+    choose: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+) -> tuple[Lanes, Transition, Any, Records]:
+    """``steps`` steps of every lane.
+
+    Args:
+        choose: (key, observations [L, ...]) to (actions int32 [L], anything else to keep of the choice).
+
+    Returns:
+        The lanes after it; transitions, what else was kept, and records, leaves [T, L, ...].
+    """
+    step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
+
+    def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, Records]]:
+        action_key, env_key = jax.random.split(key)
+        action, kept = choose(action_key, lanes.observation)
+        keys = jax.random.split(env_key, action.shape[0])
+        observation, env_state, reward, terminated, truncated, info = step(keys, lanes.env_state, action, env_params)
+        done = terminated | truncated
+        transition = Transition(lanes.observation, action, reward, terminated, done, info["final_observation"])
+        return Lanes(observation, env_state), (transition, kept, Records.of_step(reward, done, info))
+
+    lanes, collected = jax.lax.scan(one_step, lanes, jax.random.split(key, steps))
+    return lanes, *collected
