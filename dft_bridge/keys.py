@@ -63,7 +63,7 @@ class Keys:
         """``fingerprint``: JSON-able, see :class:`dft_bridge.engines.base.Engine`."""
         form = standard_form(skeleton.lattice, skeleton.frac_coords)
         # Every equivalent of a labeling, in the site order of the standard form.
-        self._images = np.unique(skeleton.permutations[:, form.orders].reshape(-1, skeleton.n_sites), axis=0)
+        self._images = skeleton.permutations[:, form.order]
         settings = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
         self._common = hashlib.sha256(f"{settings}\n{property_name}\n".encode() + form.geometry.astype("<i8").tobytes())
 

@@ -7,7 +7,7 @@ with different meshes, and a supercell has more labelings.
 
 Numbers are counted in bins (:data:`LENGTH_BIN`, :data:`RATIO_BIN`), so that noise does not matter. Any rounding has
 edges, and a number within the noise of an edge may fall on either side. So lengths are taken relative to the first,
-which makes equal lengths, right angles, hexagonal, face- and body-centred cells and special positions multiples of
+which makes equal lengths, right angles, hexagonal and cubic centred cells and special positions multiples of
 1/24; these lie in the middle of a bin, as do their copies on other sites. And edges are put where no number of up to
 six decimals lies. What remains are free parameters with arbitrary digits: noise of 1e-7 Å moves one of them over an
 edge with a chance of 2 x 1e-7 / 1e-4, so 0.2 %. Then a crystal is calculated twice; a wrong number is never returned.
@@ -38,11 +38,12 @@ class StandardForm:
 
     Attributes:
         geometry: int64 [6 + N], bins: shortest length; two lengths over it and three cosines; the sites, packed.
-        orders: int64 [W, N], the site of the skeleton at each place of the form, one row per way to lay it.
+        order: int64 [N], the site of the skeleton at each place of the form; determined up to a symmetry of the
+            skeleton with all sites alike.
     """
 
     geometry: np.ndarray
-    orders: np.ndarray
+    order: np.ndarray
 
 
 def standard_form(lattice: np.ndarray, frac_coords: np.ndarray) -> StandardForm:
@@ -62,8 +63,8 @@ def standard_form(lattice: np.ndarray, frac_coords: np.ndarray) -> StandardForm:
     sites = ((bins[..., 0] * _PER_CELL + bins[..., 1]) * _PER_CELL + bins[..., 2]).reshape(-1, len(frac_coords))
     orders = sites.argsort(axis=1)
     sites = np.take_along_axis(sites, orders, axis=1)
-    tied = _smallest(sites)
-    return StandardForm(np.concatenate([shapes[best[0]], sites[tied[0]]]), np.unique(orders[tied], axis=0))
+    first = _smallest(sites)[0]
+    return StandardForm(np.concatenate([shapes[best[0]], sites[first]]), orders[first])
 
 
 def _frames(reduced: np.ndarray) -> np.ndarray:
