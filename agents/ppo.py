@@ -144,9 +144,21 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=1)[:, 0]
         return action, (log_prob, value)
 
+    def values_after(params: Any, steps: Transition, value: jax.Array) -> jax.Array:
+        """Values of what followed each step, [T, L]; where an episode terminated they do not count."""
+        last = forward(params, jax.tree.map(lambda leaf: leaf[-1], steps.after))[1]
+        next_value = jnp.concatenate([value[1:], last[None]])
+
+        def cut_off() -> jax.Array:
+            before_reset = jax.vmap(forward, in_axes=(None, 0))(params, steps.after)[1]
+            return jnp.where(steps.done, before_reset, next_value)
+
+        # Only an episode that was cut off needs another value than that of the next step.
+        return jax.lax.cond((steps.done & ~steps.terminated).any(), cut_off, lambda: next_value)
+
     def to_samples(params: Any, steps: Transition, log_prob: jax.Array, value: jax.Array) -> Sample:
         """Transitions [T, L, ...] as samples [T * L, ...]."""
-        _, next_value = jax.vmap(forward, in_axes=(None, 0))(params, steps.after)
+        next_value = values_after(params, steps, value)
         advantage = advantages(
             steps.reward, value, next_value, steps.terminated, steps.done, config.discount, config.trace
         )
@@ -175,8 +187,11 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
         )
         samples = to_samples(state.network, transitions, *kept)
 
+        def minibatch(carry: tuple[Any, Any], members: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+            return learn(carry, jax.tree.map(lambda leaf: leaf[members], samples))
+
         def epoch(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-            return jax.lax.scan(learn, carry, shuffled(key, samples, config.minibatches))
+            return jax.lax.scan(minibatch, carry, shuffled(key, config.lanes * config.steps, config.minibatches))
 
         keys = jax.random.split(shuffle_key, config.epochs)
         (params, optimizer_state), parts = jax.lax.scan(epoch, (state.network, state.optimizer), keys)
@@ -189,10 +204,9 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
     return Agent(init, update, config.steps, config.lanes, policy, draws=True)
 
 
-def shuffled(key: jax.Array, samples: Sample, minibatches: int) -> Sample:
-    """Samples [B, ...] in random order as minibatches [M, B / M, ...]; every leaf in the same order."""
-    order = jax.random.permutation(key, samples.action.shape[0])
-    return jax.tree.map(lambda leaf: leaf[order].reshape(minibatches, -1, *leaf.shape[1:]), samples)
+def shuffled(key: jax.Array, count: int, minibatches: int) -> jax.Array:
+    """The numbers below ``count`` in random order, int32 [M, count / M]: which samples make up each minibatch."""
+    return jax.random.permutation(key, count).reshape(minibatches, -1)
 
 
 def make_train(config: PPOConfig, env: CrystalEnv, params: EnvParams, trunk: nn.Module | None = None) -> Callable:

@@ -119,7 +119,7 @@ def _add_train(commands: Any) -> None:
         """The flag of a field of the run's settings."""
         default = getattr(configs.RunConfig, name)
         shown = "" if default in (None, "", ()) else f" (default: {default})"
-        options = {"help": texts[name] + shown, **_parsed_as(kinds[name]), **options}
+        options = {"help": texts[name].rstrip(".") + shown, **_parsed_as(kinds[name]), **options}
         group.add_argument(options.pop("flag", configs.flag(name)), dest=name, **options)
 
     what = train.add_argument_group("what to design")
@@ -156,7 +156,7 @@ def _add_train(commands: Any) -> None:
         for agent, settings in owners.items():
             defaults.setdefault(getattr(settings, name), []).append(agent)
         shown = "; ".join(f"{', '.join(agents)}: {default}" for default, agents in defaults.items())
-        text = configs.descriptions(next(iter(owners.values())))[name]
+        text = configs.descriptions(next(iter(owners.values())))[name].rstrip(".")
         knobs.add_argument(configs.flag(name), help=f"{text} [{shown}]", **_parsed_as(kind))
     train.set_defaults(command=_train, traceback=False)
 
@@ -215,15 +215,11 @@ def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
 def _train(run: str | None = None, resume: bool = False, seeds: list[int] | None = None, **given: Any) -> int:
     from rich.console import Console
 
-    config, folder = _settings(run, resume, given)
+    config, folder, seeds = _settings(run, resume, seeds, given)
     from agents import report, runner
 
     console = Console()
     progress = Console(stderr=True)
-    if seeds and "seed" in given:
-        raise ValueError("give --seed or --seeds, one of the two")
-    if resume:
-        seeds = runner.sweep_seeds(folder)
     with _open_evaluator(config) as evaluator:
         if seeds:
             results = runner.sweep(config, seeds, evaluator, folder, resume=resume, console=progress)
@@ -244,8 +240,10 @@ def _train(run: str | None = None, resume: bool = False, seeds: list[int] | None
     return 0 if result.stopped else INTERRUPTED
 
 
-def _settings(run: str | None, resume: bool, given: dict[str, Any]) -> tuple[RunConfig, Path]:
-    """The settings of a run, new or resumed, and its folder."""
+def _settings(
+    run: str | None, resume: bool, seeds: list[int] | None, given: dict[str, Any]
+) -> tuple[RunConfig, Path, list[int] | None]:
+    """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
     import dataclasses
 
     from agents import config as configs
@@ -258,18 +256,22 @@ def _settings(run: str | None, resume: bool, given: dict[str, Any]) -> tuple[Run
         table = {} if file is None else configs.read_toml(Path(file))
         config = configs.from_table(configs.overlaid(table, given), file or "command line")
         config = dataclasses.replace(config, structures=_findable(config.structures))
-        return config, Path(run or Path("runs") / _run_name(config))
+        if seeds and "seed" in given:
+            raise ValueError("give --seed or --seeds, one of the two")
+        return config, Path(run or Path("runs") / _run_name(config, seeds)), seeds
     if run is None:
         raise ValueError("--resume needs the folder of the run: give --run DIR")
     if file is not None:
         raise ValueError("a resumed run keeps its settings; leave out --config")
+    if seeds is not None:
+        raise ValueError("a resumed sweep keeps its seeds; leave out --seeds")
     before = configs.to_table(configs.load(runner.first_folder(Path(run)))[0])
     after = configs.overlaid(before, given)
     saved, wanted = ({**table, **table.get(after["agent"], {})} for table in (before, after))
     changed = [name for name in given if name not in configs.MOVABLE and saved[name] != wanted[name]]
     if changed:
         raise ValueError(f"a resumed run keeps its settings; leave out {', '.join(changed)}, or start a new run")
-    return configs.from_table(after, "command line"), Path(run)
+    return configs.from_table(after, "command line"), Path(run), runner.sweep_seeds(Path(run))
 
 
 def _findable(structures: Sequence[str]) -> tuple[str, ...]:
@@ -277,9 +279,9 @@ def _findable(structures: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in structures)
 
 
-def _run_name(config: RunConfig) -> str:
+def _run_name(config: RunConfig, seeds: Sequence[int] | None) -> str:
     task = config.task or f"{config.property}-{Path(config.structures[0]).stem}"
-    return f"{task}-{config.agent}-{config.engine}-{config.seed}"
+    return f"{task}-{config.agent}-{config.engine}-{'sweep' if seeds else config.seed}"
 
 
 def _evaluate(

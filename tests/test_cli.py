@@ -85,6 +85,41 @@ def test_train_on_a_structure_of_ones_own(capsys, tmp_path):
     assert code == 0 and "Best crystals, Density-Custom" in out
 
 
+def test_settings_come_from_a_file_and_flags_come_before_them(capsys, tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text(
+        'task = "Density-RocksaltAB-v0"\nengine = "unrelaxed-density"\nnetwork = "mlp"\nagent = "random"\n'
+        "episodes = 8\n[random]\nlanes = 4\nsteps = 2\n[dqn]\nlanes = 2\n"
+    )
+    code, _, err = run(capsys, "train", "--config", file, "--steps", 4, "--run", tmp_path / "run")
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert code == 0 and saved["episodes"] == 8 and saved["random"] == {"lanes": 4, "steps": 4}, err
+    code, _, err = run(capsys, "train", "--config", file, "--resume", "--run", tmp_path / "run")
+    assert code == cli.BAD_INPUT and "leave out --config" in err
+    for text, advice in (("epoch = 3", "unknown key 'epoch'; known keys"), ("task = ", "is not a TOML file")):
+        file.write_text(text)
+        code, _, err = run(capsys, "train", "--config", file)
+        assert code == cli.BAD_INPUT and str(file) in err and advice in err
+
+
+def test_seeds_make_a_sweep_that_is_resumed_as_one(capsys, tmp_path):
+    arguments = ["--agent", "random", "--seeds", 10, 20, "--run", tmp_path / "sweep"]
+    code, out, _ = run(capsys, "train", "--task", "Density-RocksaltAB-v0", *SHORT, *arguments)
+    assert code == 0 and out.count("24 episodes") == 2
+    code, out, _ = run(capsys, "train", "--resume", "--run", tmp_path / "sweep")
+    assert code == 0 and out.count("24 episodes") == 2
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {"sweep.json", "seed-10", "seed-20"}
+
+
+def test_only_policies_with_probabilities_are_drawn_from(capsys, tmp_path):
+    arguments = ["--agent", "dqn", "--start", 8, "--buffer", 64, "--batch", 4, "--run", tmp_path / "run"]
+    assert run(capsys, "train", "--task", "Density-RocksaltAB-v0", *SHORT, *arguments)[0] == 0
+    code, out, _ = run(capsys, "evaluate", tmp_path / "run", "--episodes", 5)
+    assert code == 0 and "5 episodes" in out
+    code, _, err = run(capsys, "evaluate", tmp_path / "run", "--sample")
+    assert code == cli.BAD_INPUT and "leave out --sample" in err
+
+
 def test_resuming_a_finished_run_changes_nothing(capsys, trained):
     before = (trained / "episodes.jsonl").read_text()
     code, out, _ = run(capsys, "train", "--resume", "--run", trained)
@@ -133,6 +168,10 @@ def test_show_draws_files_and_runs(capsys, trained, tmp_path):
         (["train", "--task", "Density-C1-v0", *SHORT, "--minibatches", "7"], "choose a divisor"),
         (["train", "--task", "BandGap-C1-v0", "--engine", "gpaw", "--preset", "nice"], "nice"),
         (["train", "--structure", "missing.cif", "--property", "density", *SHORT], "no such file"),
+        (["train", "--task", "Density-C1-v0", "--agent", "dqn", "--clip", "0.1"], "dqn has no --clip; it has --lanes"),
+        (["train", "--task", "Density-C1-v0", "--start", "5"], "ppo has no --start; it has --lanes"),
+        (["train", "--task", "Density-C1-v0", "--seed", "1", "--seeds", "2", "3"], "one of the two"),
+        (["train", "--config", "missing.toml"], "missing.toml"),
         (["train", "--resume"], "give --run"),
         (["train", "--resume", "--run", "missing"], "not the folder of a run"),
         (["train", "--agent", "genetic"], "invalid choice"),

@@ -38,7 +38,7 @@ def test_the_main_job_is_the_one_whose_learning_is_measured() -> None:
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     given = {name: value for name, value in main_job().items() if name not in ("command", "traceback", "run")}
-    assert cli._settings(None, False, given)[0] == benchmark.MAIN_JOB
+    assert cli._settings(None, False, None, given)[0] == benchmark.MAIN_JOB
 
 
 def test_the_ci_script_runs_the_test_command() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,9 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 import crystaljax
 from agents import config as configs
 from agents.config import RunConfig
-from agents.hyperparameters import PPOConfig, RandomConfig
+from agents.hyperparameters import DQNConfig, PPOConfig, RainbowConfig, RandomConfig, SACConfig
 from agents.ledger import Ledger, formula
-from agents.runner import train
+from agents.runner import sweep, sweep_seeds, train
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
 from crystaljax.status import Status
@@ -248,3 +249,99 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_updates_complete_the_episodes_asked_for():
     config = RunConfig(task="x", episodes=100, algorithm=PPOConfig(lanes=16, steps=32))
     assert config.updates(horizon=3) == 1 and config.updates(horizon=5) == 2
+
+
+ALGORITHMS = {
+    "dqn": DQNConfig(lanes=8, steps=6, start=96, batch=16, target_every=48),
+    "rainbow": RainbowConfig(lanes=8, steps=6, start=96, batch=16, target_every=48),
+    "sac": SACConfig(lanes=8, steps=6, start=96, batch=16, tune=True),
+}
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_resumes_exactly(name, tmp_path):
+    config = dataclasses.replace(CONFIG, algorithm=ALGORITHMS[name])
+
+    def interrupt(call):
+        if call == 4:  # it has begun to learn
+            os.kill(os.getpid(), signal.SIGINT)
+
+    straight = train(config, "unrelaxed-density", tmp_path / "straight")
+    assert train(config, Scripted(interrupt), tmp_path / "run").updates == 4
+    assert_same_run(train(config, "unrelaxed-density", tmp_path / "run", resume=True), straight)
+    assert configs.load(tmp_path / "run")[0] == config
+    losses = [row["loss"] for row in lines(tmp_path / "run", "metrics.jsonl")]
+    assert losses[0] is None and None not in losses[2:], "nothing is learned until the buffer has its first steps"
+
+
+def test_a_sweep_is_its_runs_and_resumes_exactly(straight, tmp_path):
+    def interrupt(call):
+        if call == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    seeds = [20, CONFIG.seed]
+    whole = sweep(CONFIG, seeds, "unrelaxed-density", tmp_path / "whole")
+    assert [result.folder.name for result in whole] == ["seed-20", "seed-10"]
+    assert configs.load(tmp_path / "whole" / "seed-20")[0] == dataclasses.replace(CONFIG, seed=20)
+    alone, among = (lines(result.folder, "episodes.jsonl") for result in (straight, whole[1]))
+    first = [episode["elements"] for episode in alone if episode["update"] <= 2]
+    assert first == [episode["elements"] for episode in among[: len(first)]]
+    assert among != lines(whole[0].folder, "episodes.jsonl")
+
+    stopped = sweep(CONFIG, seeds, Scripted(interrupt), tmp_path / "run")
+    assert [result.updates for result in stopped] == [3, 3]
+    shutil.rmtree(tmp_path / "run" / "seed-20" / "checkpoints" / "3")  # it crashed between the two checkpoints
+    resumed = sweep(CONFIG, sweep_seeds(tmp_path / "run"), "unrelaxed-density", tmp_path / "run", resume=True)
+    for one, other in zip(resumed, whole, strict=True):
+        assert_same_run(one, other)
+
+
+def test_sweeps_that_cannot_be_are_refused(straight, tmp_path):
+    with pytest.raises(ValueError, match="give each seed once"):
+        sweep(CONFIG, [10, 10], "unrelaxed-density", tmp_path / "run")
+    with pytest.raises(ValueError, match="holds a run already"):
+        sweep(CONFIG, [10, 20], "unrelaxed-density", straight.folder)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"agent": "genetic"}, "unknown agent 'genetic': use one of ppo, dqn, rainbow, sac, random"),
+        ({"epochs": 8}, r"f.toml: unknown key 'epochs'; known keys are task, .*episodes"),
+        ({"dqn": {"clip": 0.2}}, r"f.toml, table \[dqn\]: unknown key 'clip'; known keys are lanes, .*buffer"),
+        ({"ppo": {"updates": 5}}, "unknown key 'updates'"),
+        ({"ppo": {"lanes": "16"}}, r"f.toml, table \[ppo\]: lanes is '16'; give a value of type int"),
+        ({"ppo": {"anneal": 1}}, "give a value of type bool"),
+        ({"structures": "NaCl.cif", "task": ""}, "structures is 'NaCl.cif'"),
+        ({"ppo": 3}, "must be a table"),
+        ({"sac": {"lanes": 0}}, "lanes is 0"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(table, message):
+    with pytest.raises(ValueError, match=message):
+        configs.from_table({"task": "Density-C1-v0", **table}, "f.toml")
+
+
+def test_a_table_of_settings_is_read_back():
+    rainbow = RunConfig(task="x", target=2, algorithm=RainbowConfig(noisy=True, learning_rate=1e-3), seed=5)
+    assert configs.from_table(json.loads(json.dumps(configs.to_table(rainbow))), "here") == rainbow
+    table = {"task": "x", "ppo": {"clip": 1}, "sac": {"alpha": 0.1}}
+    assert configs.from_table(table, "here").algorithm == PPOConfig(clip=1.0)
+    assert configs.from_table({**table, "agent": "sac"}, "here").algorithm == SACConfig(alpha=0.1)
+
+
+def test_every_setting_is_described_and_shared_ones_agree():
+    kinds = {}
+    for kind in (RunConfig, *configs.ALGORITHMS.values()):
+        texts = configs.descriptions(kind)
+        for name, type_ in configs.settings(kind).items():
+            assert texts[name], f"{kind.__name__}.{name}"
+            assert kinds.setdefault(name, type_) == type_, f"{name} has two types"
+    assert not set(configs.hyperparameters()) & set(configs.settings(RunConfig)), "a flag sets one thing"
+
+
+def test_runs_of_earlier_versions_say_so(tmp_path):
+    (tmp_path / "config.json").write_text('{"task": "Density-C1-v0", "lanes": 16, "agent": "ppo", "skeletons": []}')
+    with pytest.raises(ValueError, match="this version can read.*unknown key 'lanes'.*start the run anew"):
+        configs.load(tmp_path)
