@@ -76,10 +76,10 @@ class Display:
         shown = "none" if best is None else f"{best:.3f}"
         parts = [f"{sum(ledger.episodes for ledger in ledgers)} episodes", f"best reward {shown}"]
         if stats is not None:
-            hits = stats.memory_hits + stats.store_hits + stats.shared
-            failed = sum(stats.failures.values())
-            parts += [f"{stats.calls} DFT", f"{hits} cached", f"{stats.refused} refused", f"{failed} failed"]
-            parts += [f"{stats.core_seconds / 3600:.2f} core-h"]
+            hits = stats.batch_hits + stats.memory_hits + stats.store_hits + stats.shared
+            failed = ", ".join(f"{count} {reason}" for reason, count in sorted(stats.failures.items())) or "0 failed"
+            parts += [f"{stats.calls} DFT", f"{hits} cached", f"{stats.refused} refused", failed]
+            parts += [f"{stats.core_seconds / 3600:.2f} core-h", f"{stats.queue_seconds / 3600:.2f} h queued"]
         else:
             parts += [f"{sum(len(ledger.crystals) for ledger in ledgers)} crystals"]
         return " · ".join([*parts, f"{_time_left(self._left)} left"])

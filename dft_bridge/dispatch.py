@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import logging
 import queue
 import threading
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.02
 """How long results may gather while others are outstanding: one transaction for many quick ones."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What stops every calculation, whatever its crystal."""
 CAPACITY = 256
 """Jobs outstanding at an executor that does not say how many it likes to have."""
 JOIN_SECONDS = 5.0
@@ -231,6 +234,9 @@ class Dispatcher:
                 raise ExecutorLost("the executor has cancelled a calculation by itself; start it again and resume")
             case EngineNotReady() | PicklingError() | BrokenExecutor() | ExecutorLost():
                 raise error
+            case OSError() if error.errno in DISK_ERRORS:
+                message = f"a calculation could not write its files ({error}); free some space, or set TMPDIR elsewhere"
+                raise EngineNotReady(message) from error
             case _ if size > 1:
                 logger.warning("a batch of %d failed (%s: %s); one by one", size, type(error).__name__, error)
                 return None

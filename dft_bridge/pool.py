@@ -18,6 +18,7 @@ import signal
 import tempfile
 import threading
 import time
+import uuid
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -223,9 +224,10 @@ class WorkerPool(Executor):
         return inner
 
     def _new_worker(self, slot: _Slot) -> _Worker:
-        scratch = tempfile.mkdtemp(prefix="crystaljax-worker-")
-        env = {**ONE_THREAD, **self._environment(slot.index), "TMPDIR": scratch}
-        start = os.getpid(), self._start_worker
+        # Made by the worker, so that nothing is left if we are killed before it runs.
+        scratch = os.path.join(tempfile.gettempdir(), f"crystaljax-worker-{uuid.uuid4().hex}")
+        env = {**ONE_THREAD, **self._environment(slot.index)}
+        start = os.getpid(), scratch, self._start_worker
         executor = loky.ProcessPoolExecutor(1, initializer=start_worker, initargs=start, env=env)
         return _Worker(executor, scratch)
 

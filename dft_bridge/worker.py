@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -99,8 +100,8 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def start_worker(parent: int, start: Callable[[], None] | None) -> None:
-    """Runs first in every worker: a process group of its own, which ends with the parent.
+def start_worker(parent: int, scratch: str, start: Callable[[], None] | None) -> None:
+    """Runs first in every worker: a process group and a scratch folder of its own, which end with the parent.
 
     A Ctrl-C in the terminal reaches the main process only, which decides what becomes of the calculations. A process
     that is killed outright cannot tell its workers, so they look; PR_SET_PDEATHSIG would not do, for it follows the
@@ -114,11 +115,14 @@ def start_worker(parent: int, start: Callable[[], None] | None) -> None:
             time.sleep(PARENT_CHECK_SECONDS)
         for program in psutil.Process().children(recursive=True):
             program.kill()
-        remove_scratch(tempfile.gettempdir())
+        remove_scratch(scratch)
         os.killpg(0, signal.SIGKILL)
 
     if hasattr(os, "killpg"):
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    with contextlib.suppress(OSError):  # a full disk; the engine will say so
+        os.mkdir(scratch, 0o700)
+        os.environ["TMPDIR"] = tempfile.tempdir = scratch
     if start is not None:
         start()
 

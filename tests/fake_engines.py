@@ -183,11 +183,11 @@ class FaultyEngine(FakeEngine):
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         with tempfile.TemporaryDirectory() as scratch, subprocess.Popen(["sleep", "300"]) as program:
-            Path(scratch, "wavefunctions").write_bytes(bytes(1000))
-            if self.programs:
-                with open(self.programs, "a") as log:
-                    log.write(f"{program.pid}\n")
             try:
+                Path(scratch, "wavefunctions").write_bytes(bytes(1000))
+                if self.programs:
+                    with open(self.programs, "a") as log:
+                        log.write(f"{program.pid}\n")
                 result = super().compute(crystal, property_name)
                 self._misbehave(crystal.numbers)
                 return result

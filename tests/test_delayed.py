@@ -14,12 +14,11 @@ from fake_engines import FakeEngine, fake_value
 import crystaljax
 from crystaljax import library
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
-from crystaljax.evaluators import BudgetSpent, Deferred
+from crystaljax.evaluators import Deferred
 from crystaljax.status import Status
-from dft_bridge import Bridge, Budget, Request, Store
+from dft_bridge import Bridge, Request
 from dft_bridge.delayed import DelayedEvaluation
 from dft_bridge.engines.base import EngineNotReady
-from dft_bridge.store import StoreError
 
 C1 = library.benchmark("C1")
 LANES, STEPS, NEON = 8, 12, 10
@@ -69,7 +68,7 @@ def test_what_stops_calculations_is_raised_by_collect_and_the_tickets_come_back_
         with pytest.raises(EngineNotReady, match="vanished"):
             for _ in range(100):
                 assert [a.result.status for a in bridge.collect(wait=0.1)] in ([], [Status.CANCELLED])
-        assert bridge.collect() == [] or True
+        bridge.collect()
         assert bridge.outstanding == 0 and bridge.evaluate(some(1))[0].status == Status.OK
 
 
@@ -124,7 +123,6 @@ def test_rewards_reach_their_transitions_whatever_the_order_of_arrival(delayed, 
     env, params = delayed
     reward, info = rollout(env, params)
     engine = FakeEngine(log=str(tmp_path / "log"), refuse_element=1, fail_element=6)
-    now, now_params = crystaljax.make("BandGap-C1-v0", evaluator=inline(engine, tmp_path / "results.db"))
     with inline(engine, tmp_path / "results.db") as bridge:
         evaluation = DelayedEvaluation(bridge, env)
         assert evaluation.send(info) == np.asarray(info["terminated"]).sum()
@@ -143,7 +141,6 @@ def test_rewards_reach_their_transitions_whatever_the_order_of_arrival(delayed, 
         expected = -1.0 if failed else np.exp(-((1.12 - fake_value(numbers[t, lane])) ** 2))
         np.testing.assert_allclose(buffers[0][t, lane], expected, rtol=1e-5)
     assert not buffers[0][~np.asarray(info["terminated"])].any()
-    assert now.horizon == env.horizon and now_params is not None
 
 
 def test_answers_for_transitions_that_left_the_buffer_change_nothing():
@@ -157,66 +154,3 @@ def test_an_environment_that_evaluates_at_once_is_refused():
     env, _ = crystaljax.make("Density-C1-v0", evaluator="unrelaxed-density")
     with pytest.raises(ValueError, match="Deferred"):
         DelayedRewards(env)
-
-
-# Budget and accounting
-
-
-def test_a_budget_of_calls_is_kept_exactly_and_counts_over_runs(tmp_path):
-    path = tmp_path / "results.db"
-    engine = FakeEngine(log=str(tmp_path / "log"))
-    with inline(engine, path, budget=Budget(max_calls=7)) as bridge:
-        with pytest.raises(BudgetSpent, match="7 of 7 DFT calls"):
-            bridge.evaluate(some(20))
-        assert bridge.stats().calls == len(engine.calculations()) == len(Store(path)) == 7
-        assert len(bridge.evaluate(some(7))) == 7, "what is known stays known"
-        summary = bridge.stats().summary()
-    with inline(engine, path, budget=Budget(max_calls=12)) as bridge:
-        bridge.carry_on(summary)
-        with pytest.raises(BudgetSpent, match="12 of 12"):
-            bridge.evaluate(some(20))
-        assert len(engine.calculations()) == 12
-    with inline(engine, path, budget=Budget(max_calls=20)) as bridge:
-        assert len(bridge.evaluate(some(20))) == 20
-
-
-def test_a_budget_of_core_hours_ends_soon_after_it_is_spent(tmp_path):
-    engine = FakeEngine(log=str(tmp_path / "log"), burn=0.05)
-    with Bridge(engine, tmp_path / "results.db", 1, budget=Budget(max_core_hours=0.5 / 3600)) as bridge:
-        with pytest.raises(BudgetSpent, match="core-hours"):
-            bridge.evaluate(some(40))
-        assert 0.3 < bridge.stats().core_seconds < 1.0 and bridge.stats().calls < 40
-
-
-def test_the_account_adds_up(tmp_path):
-    engine = FakeEngine(refuse_element=1, fail_element=2, sleep=0.02)
-    with inline(engine, tmp_path / "results.db") as bridge:
-        bridge.evaluate([*some(6), *some(2), *some(1, 1), *some(3, 2)])
-        bridge.evaluate(some(8))
-        stats = bridge.stats()
-    assert (stats.requests, stats.distinct, stats.batch_hits) == (20, 18, 2)
-    assert stats.memory_hits + stats.shared + stats.store_hits + stats.refused + stats.calls == stats.distinct
-    assert (stats.memory_hits, stats.refused, stats.calls, stats.failures) == (6, 1, 11, {"NOT_CONVERGED": 3})
-    assert 0.02 * sum(range(9)) * 0.8 < stats.queue_seconds < 3, "each of nine jobs waits for those before it"
-    twice = stats.summary()
-    with inline(engine, tmp_path / "other.db") as bridge:
-        bridge.carry_on(twice)
-        bridge.carry_on(twice)
-        assert (bridge.stats().calls, bridge.stats().failures) == (22, {"NOT_CONVERGED": 6})
-
-
-def test_results_that_could_not_be_written_are_written_later(tmp_path, monkeypatch):
-    engine = FakeEngine(log=str(tmp_path / "log"))
-    with inline(engine, tmp_path / "results.db") as bridge:
-        bridge.evaluate(some(1))
-        write = bridge.store.write
-
-        def full(records):
-            raise StoreError("the disk is full")
-
-        monkeypatch.setattr(bridge.store, "write", full)
-        with pytest.raises(StoreError, match="full"):
-            bridge.evaluate(some(3))
-        monkeypatch.setattr(bridge.store, "write", write)
-        assert [r.status for r in bridge.evaluate(some(3))] == [Status.OK] * 3
-    assert len(Store(tmp_path / "results.db")) == 3 and len(engine.calculations()) <= 4
