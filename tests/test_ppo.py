@@ -196,8 +196,8 @@ def test_an_update_stops_once_the_policy_has_moved_far_enough() -> None:
     moved = {}
     for limit in (None, 0.0, 0.01):
         agent = make_ppo(dataclasses.replace(far, target_kl=limit), env)
-        before = agent.init(jax.random.key(0), params)
-        after, losses, _ = jax.jit(agent.update)(before)
+        before = quick_jit(agent.init)(jax.random.key(0), params)
+        after, losses, _ = quick_jit(agent.update)(before)
         moved[limit] = float(losses["approx_kl"])
         assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (before.network, after.network)), strict=True))
     # Without a limit the later minibatches go on from where the first have led; with one they stay where it was passed.
@@ -213,6 +213,6 @@ def test_equal_rewards_do_not_blow_noise_up_to_full_size() -> None:
             updates=4, lanes=8, steps=4, entropy=0.0, value_weight=0.0, discount=1.0, min_deviation=floor
         )
         agent = make_ppo(config, env)
-        state = agent.init(jax.random.key(0), params)
-        change[floor] = float(jax.jit(agent.update)(state)[1]["policy_loss"])
+        state = quick_jit(agent.init)(jax.random.key(0), params)
+        change[floor] = float(quick_jit(agent.update)(state)[1]["policy_loss"])
     assert abs(change[0.3]) < abs(change[1e-8])
