@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 AGENTS = ("ppo", "random")
+NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 FILE = "config.json"
 MOVABLE = ("store", "workers")
 """Settings that change no number, so a resumed run may have others."""
@@ -22,7 +23,7 @@ class RunConfig:
         structures: structure files or AFLOW prototype names that take the place of the task's skeletons.
         property: ``band_gap``, ``bulk_modulus`` or ``density``; only with ``structures``.
         agent: ``ppo`` or ``random``.
-        network: ``transformer`` or ``mlp`` (for one skeleton).
+        network: one of :data:`NETWORKS`; ``mlp`` is for one skeleton.
         engine: DFT engine, or the name of an on-device evaluator.
         preset: settings of the DFT engine, by name.
         vocabulary: ``small``, ``medium`` or ``large``.

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    from agents.config import AGENTS, RunConfig
+    from agents.config import AGENTS, NETWORKS, RunConfig
     from crystaljax.tasks import MODES, PREFIXES
 
     train = commands.add_parser(
@@ -127,7 +127,7 @@ def _add_train(commands: Any) -> None:
     add(what, "--mode", "one decision per site, or per symmetry orbit (default: the task's)", choices=MODES)
 
     how = train.add_argument_group("where rewards come from")
-    add(how, "--engine", "DFT engine (see `crystaljax doctor`), or unrelaxed-density: no DFT, density tasks only")
+    add(how, "--engine", "DFT engine (see `crystaljax doctor`), unrelaxed-density (no DFT) or chgnet (a surrogate)")
     add(how, "--preset", "settings of the engine: fast, crystalgym, standard ...")
     add(how, "--store", "file of the results store, shared by all runs", metavar="FILE")
     add(how, "--workers", "processes that calculate (default: one per GPU, else one per core)", type=int)
@@ -141,7 +141,7 @@ def _add_train(commands: Any) -> None:
     add(run, "--checkpoint-every", "updates between checkpoints", type=int)
 
     knobs = train.add_argument_group("hyperparameters")
-    add(knobs, "--network", "graph transformer, or mlp for one skeleton", choices=("transformer", "mlp"))
+    add(knobs, "--network", "what reads the crystal; mlp is for one skeleton", choices=NETWORKS)
     add(knobs, "--lanes", "environments in parallel; also the crystals that one DFT batch may hold", type=int)
     add(knobs, "--steps", "steps of each environment per update", type=int)
     add(knobs, "--learning-rate", "of Adam, at the start", type=float)

@@ -41,18 +41,19 @@ class Perceptron(nn.Module):
         hidden: widths of the hidden layers.
         outputs: width of the last one, which is linear.
         activation: between the layers.
-        last_init: initialiser of the last layer.
+        last_init, hidden_init: initialisers of the last layer and of the others.
     """
 
     hidden: tuple[int, ...]
     outputs: int
     activation: Any
     last_init: Any = DEFAULT_INIT
+    hidden_init: Any = DEFAULT_INIT
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for width in self.hidden:
-            x = self.activation(nn.Dense(width)(x))
+            x = self.activation(nn.Dense(width, kernel_init=self.hidden_init)(x))
         return nn.Dense(self.outputs, kernel_init=self.last_init)(x)
 
 
