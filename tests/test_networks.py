@@ -221,7 +221,7 @@ def test_batches_are_single_observations(case):
     together = jax.vmap(lambda chosen: seen.replace(elements=chosen))(elements)
     found = quick_jit(jax.vmap(network.apply, (None, 0)))(params, together)
     for lane in range(3):
-        alone = apply(network, params, jax.tree.map(lambda leaf: leaf[lane], together))
+        alone = apply(network, params, seen.replace(elements=elements[lane]))
         for one, many in zip(alone, found, strict=True):
             np.testing.assert_allclose(many[lane], one, atol=1e-4)
 
