@@ -29,6 +29,7 @@ from typing import Any
 from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
 
 DEFAULT_AGENT = "ppo"
+NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 FILE = "config.json"
 MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours")
 """Settings of where calculations happen and what they may cost, so a resumed run may have others."""
@@ -44,7 +45,7 @@ class RunConfig:
             repeated.
         property: property to design for; needed with structures of one's own.
         algorithm: hyperparameters, whose type says which algorithm trains.
-        network: transformer, or mlp for one skeleton.
+        network: features of a crystal; mlp is for one skeleton.
         engine: DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no
             DFT, density tasks only.
         preset: settings of the engine: fast, crystalgym, standard ...

@@ -19,7 +19,7 @@ def refuse_other_shapes(env: CrystalEnv, agent: Agent, network_params: Any) -> N
     if shapes[0] != shapes[1]:
         raise ValueError(
             f"the policy was not trained for crystals like those of {env.name}: it must have the same vocabulary and, "
-            "unless it is a transformer, the same number of sites"
+            "unless it reads graphs as the transformer does, the same number of sites"
         )
 
 

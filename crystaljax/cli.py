@@ -144,7 +144,7 @@ def _add_train(commands: Any) -> None:
     run.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/TASK-AGENT-ENGINE-SEED)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --run from its last checkpoint")
     run.add_argument("--agent", choices=tuple(ALGORITHMS), help=f"algorithm (default: {configs.DEFAULT_AGENT})")
-    add(run, "network", choices=("transformer", "mlp"))
+    add(run, "network", choices=configs.NETWORKS)
     for name in ("episodes", "seed", "checkpoint_every"):
         add(run, name)
     run.add_argument("--seeds", metavar="N", type=int, nargs="+", help="several runs in one program, in DIR/seed-N")

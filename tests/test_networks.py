@@ -10,10 +10,15 @@ import numpy as np
 import pytest
 
 import crystaljax
-from agents.networks import ActorCritic, GraphTransformer, count_parameters, make_network
+from agents.chgnet.weights import pretrained
+from agents.evaluation import make_designer, refuse_other_shapes
+from agents.networks import ActorCritic, GraphTransformer, QValues, count_parameters, make_network
 from agents.networks.base import masked_mean
 from agents.networks.transformer import pair_features
+from agents.ppo import PPOConfig, make_train
+from crystaljax.library import benchmark
 from crystaljax.observation import GraphObservation
+from crystaljax.skeleton import Skeleton
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles in half the time."""
@@ -156,3 +161,110 @@ def test_flat_observations_get_the_mlp():
         make_network(env, "transformer")
     with pytest.raises(ValueError, match="unknown network"):
         make_network(env, "cnn")
+
+
+GRAPH_NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained")
+
+
+def observe(env, elements, start, index=0):
+    """The observation before the first decision, in a crystal with these elements on its own sites."""
+    _, state = env.reset(jax.random.key(0), env.default_params)
+    own = jnp.full(env.max_sites, env.vocabulary.blank).at[: len(elements)].set(jnp.asarray(elements))
+    state = state.replace(elements=own, start=jnp.int32(start), skeleton=jnp.int32(index))
+    return env.observe(None, state, None, env.default_params)
+
+
+@pytest.fixture(scope="module", params=GRAPH_NETWORKS)
+def case(request):
+    """An environment of one crystal with four sites (C5), its network, and parameters away from where they start."""
+    env = crystaljax.make("Density-C5-v0", "unrelaxed-density", mode="substitution")[0]
+    network = make_network(env, request.param)
+    seen = observe(env, [3, 18, 7, 7], 1)
+    params = quick_jit(network.init)(jax.random.key(1), seen)
+    random = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: leaf + 0.03 * random.normal(size=leaf.shape).astype(np.float32), params)
+    return request.param, network, params, seen, apply(network, params, seen)
+
+
+def test_the_name_of_a_site_and_padding_change_nothing(case):
+    """The same crystal with its sites in another order, and as one of several, padded to eight sites."""
+    name, _, params, _, (logits, value) = case
+    own, order = benchmark("C5"), np.array([2, 0, 3, 1])
+    renamed = Skeleton("renamed", own.lattice, own.frac_coords[order], tuple(own.species[i] for i in order))
+    elements = np.array([3, 18, 7, 7])
+    others = {
+        "renamed": ([renamed], elements[order], int(np.argsort(order)[1]), 0),
+        "padded": ([benchmark("C3"), own], elements, 1, 1),
+    }
+    for what, (skeletons, chosen, start, index) in others.items():
+        env = crystaljax.make("Density-C5-v0", "unrelaxed-density", mode="substitution", skeletons=skeletons)[0]
+        again, value_again = apply(make_network(env, name), params, observe(env, chosen, start, index))
+        np.testing.assert_allclose(again, logits, atol=1e-4, err_msg=what)
+        np.testing.assert_allclose(value_again, value, atol=1e-4, err_msg=what)
+
+
+def test_element_focus_and_target_matter_to_every_network(case):
+    _, network, params, seen, (logits, _) = case
+    changes = {
+        "element": seen.replace(elements=seen.elements.at[2].set(0)),
+        "blank": seen.replace(elements=seen.elements.at[0].set(18)),
+        "focus": seen.replace(focus_mask=jnp.array([True, False, False, False])),
+        "target": seen.replace(target=2 * seen.target),
+    }
+    for what, changed in changes.items():
+        assert np.abs(apply(network, params, changed)[0] - logits).max() > 1e-5, what
+
+
+def test_batches_are_single_observations(case):
+    _, network, params, seen, _ = case
+    elements = jnp.array([[0, 1, 2, 3], [4, 18, 18, 18], [5, 5, 5, 6]])
+    together = jax.vmap(lambda chosen: seen.replace(elements=chosen))(elements)
+    found = quick_jit(jax.vmap(network.apply, (None, 0)))(params, together)
+    for lane in range(3):
+        alone = apply(network, params, seen.replace(elements=elements[lane]))
+        for one, many in zip(alone, found, strict=True):
+            np.testing.assert_allclose(many[lane], one, atol=1e-4)
+
+
+def test_pretrained_weights_are_where_the_policy_starts():
+    env = crystaljax.make("Density-C5-v0", "unrelaxed-density")[0]
+    network = make_network(env, "chgnet-pretrained")
+    trunk = quick_jit(network.init)(jax.random.key(0), observe(env, [0, 1, 2, 3], 0))["params"]["trunk"]
+    jax.tree.map(np.testing.assert_array_equal, trunk["rounds"], pretrained()["trunk"])
+    np.testing.assert_array_equal(trunk["elements"][3], pretrained()["embedding"]["embedding"][37 - 1])  # Rb
+    assert not np.asarray(trunk["elements"][env.vocabulary.blank]).any()
+
+
+def test_dueling_advantages_have_mean_zero(env, observation):
+    network = make_network(env, "megnet", partial(QValues, dueling=True))
+    params = quick_jit(network.init)(jax.random.key(0), observation)
+    more = jax.tree.map(jnp.ones_like, params["params"]["advantage"])
+    values = [
+        quick_jit(network.apply)({"params": {**params["params"], "advantage": advantage}}, observation)
+        for advantage in (params["params"]["advantage"], more)
+    ]
+    assert values[0].shape == (env.num_actions,)
+    assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPH_NETWORKS)
+def test_trained_on_mixed_crystals_a_policy_designs_held_out_ones(name):
+    """Random initial elements; then C1 and C7 at a target outside of the training's."""
+    mode = "substitution"
+    env, params = crystaljax.make("Density-Mixed-v0", "unrelaxed-density", mode=mode, in_phase=True)
+    network = make_network(env, name)
+    config = PPOConfig(updates=2, lanes=4, steps=env.horizon, epochs=1)
+    state, losses, records = quick_jit(make_train(config, env, params, network))(jax.random.key(0))
+    assert np.isfinite(losses["loss"]).all() and records.finished.sum() == 8
+    seen = observe(env, [0, 1, 2, 3], 0)
+    before = network.init(jax.random.key(0), seen)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, state.network["params"], before["params"])
+    assert all(jax.tree.leaves(moved["trunk"])) or name != "chgnet-pretrained"
+    for held_out in ("C1", "C7"):
+        other, _ = crystaljax.make(f"Density-{held_out}-v0", "unrelaxed-density", mode=mode)
+        policy = make_network(other, name)
+        refuse_other_shapes(other, policy, state.network)
+        design = quick_jit(make_designer(other, policy, episodes=3))
+        designs = design(jax.random.key(1), state.network, other.with_target(other.objective.far_target))
+        assert designs.finished.sum() == 3 and np.isfinite(np.asarray(designs.value)[designs.finished]).all()

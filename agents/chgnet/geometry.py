@@ -7,12 +7,15 @@ zero in the network, so a list may hold more than the neighbours but never less.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from crystaljax.skeleton import Skeleton
 
 ATOM_CUTOFF = 6.0
 """Å; pairs of atoms within it are neighbours."""
@@ -126,6 +129,12 @@ def stack_neighbours(cells: Sequence[Neighbours]) -> Neighbours:
         )
 
     return jax.tree.map(lambda *leaves: np.stack(leaves), *map(padded, cells))
+
+
+@functools.lru_cache(maxsize=16)
+def cells_of(skeletons: tuple[Skeleton, ...], shrink: float = 1.0) -> Neighbours:
+    """The neighbours of skeletons, stacked; ``shrink`` as in :func:`find_neighbours`."""
+    return stack_neighbours([find_neighbours(s.lattice, s.frac_coords, shrink) for s in skeletons])
 
 
 def measure(cell: Neighbours, positions: jax.Array, lattice: jax.Array) -> Geometry:

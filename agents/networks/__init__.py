@@ -6,15 +6,27 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
+from agents.config import NETWORKS
 from agents.networks.base import ActorCritic, Features, QValues, count_parameters
 from agents.networks.chgnet import CHGNetTrunk
+from agents.networks.megnet import MEGNet
 from agents.networks.mlp import MLP
 from agents.networks.transformer import GraphTransformer
 from crystaljax.env import CrystalEnv
 
-__all__ = ["MLP", "ActorCritic", "Features", "GraphTransformer", "QValues", "count_parameters", "make_network"]
-
-NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
+__all__ = [
+    "MLP",
+    "NETWORKS",
+    "ActorCritic",
+    "CHGNetTrunk",
+    "Features",
+    "GraphTransformer",
+    "MEGNet",
+    "QValues",
+    "count_parameters",
+    "make_network",
+    "make_trunk",
+]
 
 
 def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
@@ -35,6 +47,8 @@ def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
         return MLP()
     if name == "transformer":
         return GraphTransformer(env.num_actions, scale)
+    if name == "megnet":
+        return MEGNet(env.num_actions, scale)
     numbers = tuple(env.vocabulary.numbers[:-1].tolist())
     return CHGNetTrunk(env.skeletons, numbers, scale, pretrained=name == "chgnet-pretrained")
 

@@ -42,7 +42,8 @@ class Perceptron(nn.Module):
         hidden: widths of the hidden layers.
         outputs: width of the last one, which is linear.
         activation: between the layers.
-        last_init: initialiser of the last layer, unless it is noisy.
+        last_init: initialiser of the last layer, and
+        hidden_init: of the others, unless they are noisy.
         noisy: whether the layers are noisy.
     """
 
@@ -51,13 +52,16 @@ class Perceptron(nn.Module):
     activation: Any
     last_init: Any = DEFAULT_INIT
     noisy: bool = False
+    hidden_init: Any = DEFAULT_INIT
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        dense = NoisyDense if self.noisy else nn.Dense
         for width in self.hidden:
-            x = self.activation(dense(width)(x))
-        return (NoisyDense(self.outputs) if self.noisy else nn.Dense(self.outputs, kernel_init=self.last_init))(x)
+            x = self.activation(self._layer(width, self.hidden_init)(x))
+        return self._layer(self.outputs, self.last_init)(x)
+
+    def _layer(self, width: int, init: Any) -> nn.Module:
+        return NoisyDense(width) if self.noisy else nn.Dense(width, kernel_init=init)
 
 
 class ActorCritic(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from agents.chgnet.geometry import Neighbours, at_scale, find_neighbours, stack_neighbours
+from agents.chgnet.geometry import Neighbours, at_scale, cells_of
 from agents.chgnet.model import FEATURES, Trunk
 from agents.chgnet.weights import pretrained
 from agents.networks.base import Features, focus_of, masked_mean
 from crystaljax.observation import GraphObservation
 from crystaljax.skeleton import Skeleton
-
-
-@functools.lru_cache(maxsize=16)
-def cells_of(skeletons: tuple[Skeleton, ...], shrink: float = 1.0) -> Neighbours:
-    """The neighbours of skeletons, stacked; see :func:`agents.chgnet.geometry.find_neighbours`."""
-    return stack_neighbours([find_neighbours(s.lattice, s.frac_coords, shrink) for s in skeletons])
 
 
 def in_chunks(function: Callable[..., jax.Array], size: int) -> Callable[..., jax.Array]:
