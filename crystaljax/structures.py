@@ -26,6 +26,8 @@ MIN_DISTANCE = 0.5
 """Å; two sites closer than this overlap (the shortest bond in nature, H-H, is 0.74 Å)."""
 MIN_HEIGHT = 1.0
 """Å; a cell with a smaller distance between opposite faces is refused as flat."""
+MAX_LENGTH = 100.0
+"""Å; a cell with a longer vector is refused: its Niggli reduction would take hours."""
 MAX_CELLS_AWAY = 1e6
 """A site further outside of the cell is refused: little of its place in the cell is left in its digits."""
 FIRST_CUBIC_SPACE_GROUP = 195
@@ -220,6 +222,9 @@ def _refuse_unusable(structure: Structure, label: str, max_sites: int) -> None:
     areas = [np.linalg.norm(np.cross(lattice[(i + 1) % 3], lattice[(i + 2) % 3])) for i in range(3)]
     if min(areas) == 0 or volume / max(areas) < MIN_HEIGHT:
         raise StructureError(f"{label}: the cell is flat or missing (volume {volume:.3g} Å^3); give three vectors in Å")
+    longest = np.linalg.norm(lattice, axis=1).max()
+    if longest > MAX_LENGTH:
+        raise StructureError(f"{label}: a cell vector is {longest:.4g} Å long, more than {MAX_LENGTH:g} Å; correct it")
     for index, site in enumerate(structure):
         if not np.isfinite(coords[index]).all():
             raise StructureError(f"{label}: site {index} has coordinates that are not finite; correct it")

@@ -122,6 +122,8 @@ def test_disconnected_sites_follow_in_index_order() -> None:
         (Structure(CUBE, ["Na", "Cl"], [[0.999, 0, 0], [0.0, 0, 0]]), "sites 0 and 1 overlap"),
         (Structure(CUBE, ["Na", "Cl"], [[0, 0, 0], [np.nan, 0, 0]]), "site 1 has coordinates that are not finite"),
         (Structure(np.diag([4.0, 4.0, 0.0]), ["Na"], [[0, 0, 0]]), "cell is flat or missing"),
+        (Structure(np.diag([4.0, 4.0, 1e7]), ["Na"], [[0, 0, 0]]), "vector is 1e.07 Å long"),
+        (Structure(CUBE, ["Na"], [[0, 0, 1e9]]), "site 0 is 1e.09 cells away"),
         (Structure(np.diag([4.0, 4.0, np.nan]), ["Na"], [[0, 0, 0]]), "cell has entries that are not finite"),
         (Structure(CUBE, [], []), "no sites"),
         (nacl() * (2, 2, 2), "64 sites, more than the limit of 20.*max_sites"),
