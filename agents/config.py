@@ -230,7 +230,7 @@ def load(folder: Path) -> tuple[RunConfig, list[str]]:
         return from_table(entries, str(path)), skeletons
     except FileNotFoundError:
         raise ValueError(f"{folder} is not the folder of a run: it has no {FILE}") from None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{path} is not the settings of a run that this version can read ({error}); start the run anew"
         ) from error
