@@ -20,12 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase.data import atomic_masses, chemical_symbols
-from ase.units import GPa
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import AMU_PER_A3, check_property, checked, closest_pair, plain
-from dft_bridge.engines.equation_of_state import fit_murnaghan
+from dft_bridge.engines.checks import (
+    AMU_PER_A3,
+    bulk_modulus,
+    check_property,
+    checked,
+    odd_electrons,
+    plain,
+    too_close,
+)
 from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
 
 if TYPE_CHECKING:
@@ -226,21 +232,11 @@ class PlanewaveEngine:
         missing = sorted({s for s in symbols if s not in self.pseudo_set()})
         if missing:
             return Result.failure(Status.UNSUPPORTED_ELEMENT, f"{self.pseudo_set().name} has no {', '.join(missing)}")
-        pair = closest_pair(crystal, self.min_distance, self.min_distance_factor)
-        if pair is not None:
-            i, j, distance = pair
-            return Result.failure(
-                Status.ATOMS_TOO_CLOSE, f"{symbols[i]} and {symbols[j]} are {distance:.2f} Å apart", distance=distance
-            )
-        electrons = self._electrons(symbols)
+        refusal = too_close(crystal, self.min_distance, self.min_distance_factor)
         needs_pairs = property_name == "band_gap" or getattr(self, f"{property_name}_width") == 0.0
-        if needs_pairs and electrons % 2:
-            return Result.failure(
-                Status.ODD_ELECTRONS,
-                f"{electrons} valence electrons do not fill whole bands without spin polarisation",
-                valence_electrons=electrons,
-            )
-        return None
+        if refusal is None and needs_pairs:
+            refusal = odd_electrons(self._electrons(symbols))
+        return refusal
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run one calculation in this process; a failure is a result with its status and message."""
@@ -438,14 +434,8 @@ class PlanewaveEngine:
 
     def _modulus(self, symbols: Sequence[str], samples: Volumes, details: dict[str, Any]) -> Result:
         """Bulk modulus in GPa of a Murnaghan fit, at the given cell or at the fitted minimum."""
-        middle = samples.volumes[len(samples.volumes) // 2] / self.eos_volumes[len(samples.volumes) // 2]
-        fit = fit_murnaghan(samples.volumes, samples.energies)
-        details |= {"volumes": samples.volumes.tolist(), "energies": samples.energies.tolist(), **fit.details(middle)}
-        problem = fit.problem(middle, self.eos_range)
-        if problem:
-            return Result.failure(Status.FIT_MEANINGLESS, problem, **details)
-        modulus = fit.b0 if self.modulus_at == "relaxed" else fit.modulus(middle)
-        return Result(modulus / GPa, Status.OK, details=details)
+        volume = samples.volumes[0] / self.eos_volumes[0]
+        return bulk_modulus(samples.volumes, samples.energies, volume, self.eos_range, self.modulus_at, details)
 
     def _density(self, symbols: Sequence[str], cell: RelaxedCell, details: dict[str, Any]) -> Result:
         """g/cm3 of the relaxed cell."""
