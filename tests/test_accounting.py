@@ -10,6 +10,7 @@ import pytest
 from fake_engines import FakeEngine
 
 from agents.config import RunConfig
+from agents.hyperparameters import RandomConfig
 from agents.runner import train
 from crystaljax import library
 from crystaljax.evaluators import BudgetSpent
@@ -88,7 +89,8 @@ def test_results_that_could_not_be_written_are_written_later(tmp_path, monkeypat
     assert len(Store(tmp_path / "results.db")) == 3 and len(engine.calculations()) <= 4
 
 
-RUN = RunConfig(task="BandGap-RocksaltAB-v0", agent="random", lanes=4, steps=2, episodes=24, checkpoint_every=100)
+RANDOM = RandomConfig(lanes=4, steps=2)
+RUN = RunConfig(task="BandGap-RocksaltAB-v0", algorithm=RANDOM, episodes=24, checkpoint_every=100)
 
 
 def test_a_run_stops_when_its_budget_is_spent_and_goes_on_with_a_larger_one(tmp_path):

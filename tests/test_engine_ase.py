@@ -96,7 +96,7 @@ def test_bridge_and_store_show_the_label(tmp_path):
     skeleton = Skeleton("copper", COPPER.lattice, COPPER.frac_coords, ("Cu",))
     with Bridge(make_engine(EMT), tmp_path / "store.db", workers=1, preset="fast") as bridge:
         found = bridge.evaluate([Request.of(skeleton, [z], "bulk_modulus") for z in (29, 14)])
-        assert bridge._label("bulk_modulus").startswith("surrogate EMT 3.")
+        assert bridge._archive.label("bulk_modulus").startswith("surrogate EMT 3.")
     assert [result.status for result in found] == [Status.OK, Status.UNSUPPORTED_ELEMENT]
 
 

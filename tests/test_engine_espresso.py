@@ -351,7 +351,7 @@ def test_exhausted_ladder_is_a_failure_with_its_log(fake):
     result = fake(body, preset="fast").compute(SILICON, "bulk_modulus")
     assert result.status == Status.NOT_CONVERGED and math.isnan(result.value)
     assert [tried["rung"] for tried in result.details["failed_attempts"]] == ["as set", "smaller mixing"]
-    assert len(result.details["log"]) == 2000 and "NOT achieved" in result.details["log"]
+    assert len(result.log) == 2000 and "NOT achieved" in result.log
 
 
 def test_other_failures_do_not_climb(fake):
@@ -514,7 +514,7 @@ class TestPwx:
     def test_too_few_steps_climb_the_ladder(self, real):
         failed = real(max_scf_iterations=2, ladder=()).compute(SILICON, "band_gap")
         assert failed.status == Status.NOT_CONVERGED and "within 2 iterations" in failed.message
-        assert "convergence NOT achieved" in failed.details["log"] or "JOB DONE" in failed.details["log"]
+        assert "convergence NOT achieved" in failed.log or "JOB DONE" in failed.log
         result = real(max_scf_iterations=5, ladder=("smaller mixing", "more steps")).compute(SILICON, "band_gap")
         assert result.status == Status.OK and result.details["rung"] == "more steps"
         assert result.value == pytest.approx(real().compute(SILICON, "band_gap").value, abs=1e-3)
@@ -531,7 +531,7 @@ class TestPwx:
     def test_errors_of_the_program_are_kept(self, real):
         result = real(diagonalization="tarot").compute(SILICON, "band_gap")
         assert result.status == Status.ENGINE_ERROR and "diagonalization" in result.message
-        assert "stopping" in result.details["log"]
+        assert "stopping" in result.log
         close = Crystal(np.eye(3) * 4.0, np.zeros((2, 3)), np.array([14, 14]))
         engine = real(min_distance=0.0, min_distance_factor=0.0)
         assert engine.compute(close, "band_gap").status == Status.ATOMS_TOO_CLOSE

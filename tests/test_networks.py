@@ -12,10 +12,10 @@ import pytest
 import crystaljax
 from agents.chgnet.weights import pretrained
 from agents.evaluation import make_designer, refuse_other_shapes
-from agents.networks import ActorCritic, GraphTransformer, QValues, count_parameters, make_network
+from agents.networks import ActorCritic, GraphTransformer, QValues, count_parameters, make_network, make_trunk
 from agents.networks.base import masked_mean
 from agents.networks.transformer import pair_features
-from agents.ppo import PPOConfig, make_train
+from agents.ppo import PPOConfig, make_ppo, make_train
 from crystaljax.library import benchmark
 from crystaljax.observation import GraphObservation
 from crystaljax.skeleton import Skeleton
@@ -253,18 +253,18 @@ def test_trained_on_mixed_crystals_a_policy_designs_held_out_ones(name):
     """Random initial elements; then C1 and C7 at a target outside of the training's."""
     mode = "substitution"
     env, params = crystaljax.make("Density-Mixed-v0", "unrelaxed-density", mode=mode, in_phase=True)
-    network = make_network(env, name)
+    trunk = make_trunk(env, name)
     config = PPOConfig(updates=2, lanes=4, steps=env.horizon, epochs=1)
-    state, losses, records = quick_jit(make_train(config, env, params, network))(jax.random.key(0))
+    state, losses, records = quick_jit(make_train(config, env, params, trunk))(jax.random.key(0))
     assert np.isfinite(losses["loss"]).all() and records.finished.sum() == 8
     seen = observe(env, [0, 1, 2, 3], 0)
-    before = network.init(jax.random.key(0), seen)
+    before = make_network(env, name).init(jax.random.key(0), seen)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, state.network["params"], before["params"])
     assert all(jax.tree.leaves(moved["trunk"])) or name != "chgnet-pretrained"
     for held_out in ("C1", "C7"):
         other, _ = crystaljax.make(f"Density-{held_out}-v0", "unrelaxed-density", mode=mode)
-        policy = make_network(other, name)
-        refuse_other_shapes(other, policy, state.network)
-        design = quick_jit(make_designer(other, policy, episodes=3))
+        agent = make_ppo(config, other, make_trunk(other, name))
+        refuse_other_shapes(other, agent, state.network)
+        design = quick_jit(make_designer(other, agent.policy, episodes=3))
         designs = design(jax.random.key(1), state.network, other.with_target(other.objective.far_target))
         assert designs.finished.sum() == 3 and np.isfinite(np.asarray(designs.value)[designs.finished]).all()

@@ -37,7 +37,7 @@ class Update(nn.Module):
     @nn.compact
     def __call__(self, *parts: jax.Array) -> jax.Array:
         *hidden, outputs = self.sizes
-        layers = Perceptron(tuple(hidden), outputs, shifted_softplus, SOFTPLUS_INIT, SOFTPLUS_INIT)
+        layers = Perceptron(tuple(hidden), outputs, shifted_softplus, SOFTPLUS_INIT, hidden_init=SOFTPLUS_INIT)
         return shifted_softplus(layers(jnp.concatenate(parts, axis=-1)))
 
 
