@@ -130,6 +130,7 @@ def test_a_scheduler_that_goes_is_one_clear_error(engine, path):
     address.close()
     worker = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_worker", url, "--no-nanny", "--nthreads", "1", "--no-dashboard"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # where the engine is imported from
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
