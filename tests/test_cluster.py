@@ -123,14 +123,16 @@ def test_a_scheduler_that_goes_is_one_clear_error(engine, path):
     slow = FaultyEngine(log=engine.log, sleep=0.3)
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
     command += ["--scheduler-file", str(path.parent / "scheduler.json")]
-    scheduler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # Both unpickle the engine of the test.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    scheduler = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for((path.parent / "scheduler.json").exists)
     address = distributed.Client(scheduler_file=str(path.parent / "scheduler.json"), set_as_default=False)
     url = address.scheduler.address
     address.close()
     worker = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_worker", url, "--no-nanny", "--nthreads", "1", "--no-dashboard"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},  # where the engine is imported from
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -238,7 +238,7 @@ def test_pretrained_weights_are_where_the_policy_starts():
 def test_dueling_advantages_have_mean_zero(env, observation):
     network = make_network(env, "megnet", partial(QValues, dueling=True))
     params = quick_jit(network.init)(jax.random.key(0), observation)
-    more = jax.tree.map(jnp.ones_like, params["params"]["advantage"])
+    more = jax.tree.map(lambda leaf: 2 * leaf, params["params"]["advantage"])
     values = [
         quick_jit(network.apply)({"params": {**params["params"], "advantage": advantage}}, observation)
         for advantage in (params["params"]["advantage"], more)

@@ -108,7 +108,7 @@ class QValues(nn.Module):
         scores = scores.reshape(self.num_actions, self.atoms)
         if self.dueling:
             value = Perceptron(layers, self.atoms, activation, noisy=self.noisy, name="value")(summary)
-            scores = value + scores - scores.mean(axis=0)
+            scores = value + (scores - scores.mean(axis=0))
         return scores if self.atoms > 1 else scores[:, 0]
 
 
