@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ase.build import bulk
 from fake_engines import FakeEngine
 
 from crystaljax import cli, library, symmetry, tasks
@@ -38,6 +39,8 @@ NOT_RUN = {
     "crystaljax train --task BandGap-C1-v0 --engine espresso": "needs SSSP; the engine has tests of its own",
 }
 """Commands that are not run here, by how they begin, and why."""
+NOT_CODE = ("bibtex", "toml")
+"""Languages of blocks in which there is nothing to run."""
 
 SMALLER = {
     "crystaljax train --task BandGap-PerovskiteABX3-v0": "--network mlp --episodes 96",
@@ -78,6 +81,7 @@ def blocks(text: str) -> list[Block]:
     """The blocks of code of a page that have a language."""
     found = re.findall(r"^```(\w+)(?: title=\"(.*?)\")?\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
     assert text.count("\n```") == 2 * len(re.findall(r"^```\w*.*?\n.*?^```$", text, re.DOTALL | re.MULTILINE))
+    assert {language for language, *_ in found} <= {"python", "bash", *NOT_CODE}
     return [Block(*block) for block in found]
 
 
@@ -100,8 +104,9 @@ def run_command(command: str) -> None:
 
 @pytest.fixture
 def page_folder(tmp_path, monkeypatch):
-    """An empty folder to be in, whose modules this process and the workers can import."""
+    """A folder with a structure of the reader's, whose modules this process and the workers can import."""
     before = set(sys.modules)
+    bulk("NaCl", "rocksalt", a=5.64).write(tmp_path / "mine.cif")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     # Workers are new processes; they must find the modules of the page and the engine that stands in.
@@ -169,7 +174,7 @@ def test_the_ci_script_runs_the_test_command():
 def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path):
     pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
-    environment = os.environ | {"CRYSTALJAX_STORE": str(tmp_path / "default.db")}
+    environment = os.environ | {"CRYSTALJAX_STORE": str(tmp_path / "default.db"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     cards = (tmp_path / "site" / "tasks" / "index.html").read_text()
