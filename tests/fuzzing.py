@@ -239,6 +239,9 @@ timeout = 600.0
 
 [dqn]
 learning_rate = 1.5e-3
+
+[engine_options]
+band_gap_kppa = 200
 """
 
 
