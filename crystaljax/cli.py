@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   crystaljax train --task Density-C1-v0 --engine unrelaxed-density     (no DFT; seconds)
   crystaljax evaluate runs/gap --episodes 32 --target 2.0
   crystaljax show runs/gap -o best.png
+  crystaljax train --task BandGap-C1-v0 --engine espresso --engine-option pseudopotentials=SSSP
   crystaljax doctor --install gpaw
 """
 
@@ -117,7 +118,7 @@ def _add_train(commands: Any) -> None:
 
     def add(group: Any, name: str, **options: Any) -> None:
         """The flag of a field of the run's settings."""
-        default = getattr(configs.RunConfig, name)
+        default = getattr(configs.RunConfig, name, None)
         shown = "" if default in (None, "", ()) else f" (default: {default})"
         options = {"help": texts[name].rstrip(".") + shown, **_parsed_as(kinds[name]), **options}
         group.add_argument(options.pop("flag", configs.flag(name)), dest=name, **options)
@@ -133,6 +134,7 @@ def _add_train(commands: Any) -> None:
     how = train.add_argument_group("where rewards come from")
     add(how, "engine")
     add(how, "preset")
+    add(how, "engine_options", flag="--engine-option", metavar="NAME=VALUE", action="append")
     add(how, "store", metavar="FILE|URL")
     add(how, "workers")
     add(how, "scheduler", metavar="URL")
@@ -182,6 +184,13 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="of start sites and draws (default: 0)")
     evaluate.add_argument("--engine", help="another engine than the run's")
     evaluate.add_argument("--preset", help="other settings of the engine than the run's")
+    evaluate.add_argument(
+        "--engine-option",
+        dest="engine_options",
+        metavar="NAME=VALUE",
+        action="append",
+        help="a setting of the engine; another engine has none of the run's",
+    )
     evaluate.add_argument("--store", metavar="FILE", help="another results store than the run's")
     evaluate.add_argument("--workers", type=int, help="processes that calculate (default: the run's)")
     evaluate.set_defaults(command=_evaluate)
@@ -191,8 +200,9 @@ def _add_evaluate(commands: Any) -> None:
 def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
     """The bridge to a DFT engine, closed at the end, or an on-device evaluator."""
     from crystaljax import evaluators
-    from dft_bridge.engines.registry import is_engine
+    from dft_bridge.engines.registry import check_options, is_engine
 
+    check_options(config.engine, config.engine_options)
     if not is_engine(config.engine):
         yield evaluators.evaluator(config.engine)
         return
@@ -208,6 +218,7 @@ def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
         memory=config.memory,
         max_calls=config.max_dft_calls,
         max_core_hours=config.max_core_hours,
+        **config.engine_options,
     ) as bridge:
         yield bridge
 
@@ -244,18 +255,18 @@ def _settings(
     run: str | None, resume: bool, seeds: list[int] | None, given: dict[str, Any]
 ) -> tuple[RunConfig, Path, list[int] | None]:
     """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
-    import dataclasses
-
     from agents import config as configs
     from agents import runner
 
     file = given.pop("config", None)
     if "structures" in given:
         given["structures"] = _findable(given["structures"])
+    if "engine_options" in given:
+        given["engine_options"] = configs.read_options(given["engine_options"])
     if not resume:
         table = {} if file is None else configs.read_toml(Path(file))
         config = configs.from_table(configs.overlaid(table, given), file or "command line")
-        config = dataclasses.replace(config, structures=_findable(config.structures))
+        config = _usable_anywhere(config)
         if seeds and "seed" in given:
             raise ValueError("give --seed or --seeds, one of the two")
         return config, Path(run or Path("runs") / _run_name(config, seeds)), seeds
@@ -277,6 +288,16 @@ def _settings(
 def _findable(structures: Sequence[str]) -> tuple[str, ...]:
     """Structure files by their absolute paths, so that a run can be resumed from anywhere; other names as they are."""
     return tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in structures)
+
+
+def _usable_anywhere(config: RunConfig) -> RunConfig:
+    """The settings with absolute paths of structure files and of a folder of pseudopotentials."""
+    import dataclasses
+
+    options = dict(config.engine_options)
+    if isinstance(options.get("pseudopotentials"), str):
+        (options["pseudopotentials"],) = _findable([options["pseudopotentials"]])
+    return dataclasses.replace(config, structures=_findable(config.structures), engine_options=options)
 
 
 def _run_name(config: RunConfig, seeds: Sequence[int] | None) -> str:
@@ -302,11 +323,13 @@ def _evaluate(
         raise ValueError(f"--episodes is {episodes}; give at least 1")
     config, _ = configs.load(Path(run))
     changes = {name: value for name, value in given.items() if value is not None}
+    options = {} if changes.get("engine", config.engine) != config.engine else config.engine_options
+    changes["engine_options"] = {**options, **configs.read_options(changes.get("engine_options", []))}
     if task is not None:
         changes |= {"task": task, "structures": (), "property": "", "mode": "", "target": None}
     if target is not None:
         changes["target"] = target
-    config = dataclasses.replace(config, **changes)
+    config = _usable_anywhere(dataclasses.replace(config, **changes))
     checkpoints = Checkpoints(Path(run))
     if checkpoints.latest is None:
         raise ValueError(f"{run} has no checkpoint yet; train it first")
