@@ -34,8 +34,8 @@ from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
 DEFAULT_AGENT = "ppo"
 NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 FILE = "config.json"
-MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours")
-"""Settings of where calculations happen and what they may cost, so a resumed run may have others."""
+MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours", "wandb")
+"""Settings of where calculations happen, what they may cost and who is told, so a resumed run may have others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +66,7 @@ class RunConfig:
         memory: stop a calculation that needs more GiB; no limit unless given.
         max_dft_calls: end the run after so many calculations; --resume with more goes on.
         max_core_hours: end the run after so many core-hours of calculations.
+        wandb: Weights & Biases project that gets the metrics too.
     """
 
     task: str = ""
@@ -89,6 +90,7 @@ class RunConfig:
     memory: float | None = None
     max_dft_calls: int | None = None
     max_core_hours: float | None = None
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         if bool(self.task) == bool(self.structures):

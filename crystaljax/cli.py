@@ -1,4 +1,4 @@
-"""The command line: ``crystaljax train``, ``evaluate``, ``show``, ``doctor``, ``tasks`` and ``store``.
+"""The command line: ``crystaljax train``, ``evaluate``, ``report``, ``show``, ``doctor``, ``tasks`` and ``store``.
 
 Here, and only here, environment, agents and DFT engines are wired together. Commands import what they need, so that
 help is fast.
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
-AGENTS_EXTRA = {"flashbax", "matplotlib", "orbax", "rich", "tensorboardX"}
-"""Packages of the extra ``agents``."""
+EXTRAS = dict.fromkeys(("flashbax", "matplotlib", "orbax", "rich", "scipy", "tensorboardX"), "agents")
+EXTRAS |= {"smact": "smact", "wandb": "wandb"}
+"""The extra that a package belongs to."""
 
 EXAMPLES = """examples:
   crystaljax train --task BandGap-PerovskiteABX3-v0 --episodes 1000 --run runs/gap
@@ -32,6 +33,7 @@ EXAMPLES = """examples:
   crystaljax train --structure NaCl.cif --property band_gap
   crystaljax train --task Density-C1-v0 --engine unrelaxed-density     (no DFT; seconds)
   crystaljax evaluate runs/gap --episodes 32 --target 2.0
+  crystaljax report runs/gap runs/random --reference mp.csv --output report.html
   crystaljax show runs/gap -o best.png
   crystaljax train --task BandGap-C1-v0 --engine espresso --engine-option pseudopotentials=SSSP
   crystaljax doctor --install gpaw
@@ -62,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> str | None:
     """One line for an error that the user can do something about; ``None`` for a defect of ours."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in AGENTS_EXTRA:
-        return f"{error.name} is missing: pip install 'crystaljax[agents]'"
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in EXTRAS:
+        return f"{package} is missing: pip install 'crystaljax[{EXTRAS[package]}]'"
     if isinstance(error, ValueError | OSError) or type(error).__name__ in (
         "EngineNotReady",
         "InstallError",
@@ -86,6 +89,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_evaluate(commands)
+
+    report = commands.add_parser(
+        "report",
+        help="compare runs on a page",
+        description="Compare runs on one page: curves over distinct calculations with intervals over seeds, metrics, "
+        "the best crystals with their CIF files, costs and provenance. Runs may be unfinished.",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep")
+    report.add_argument(
+        "-o", "--output", metavar="FILE", default="report.html", help=".html or .md (default: %(default)s)"
+    )
+    report.add_argument(
+        "--reference", metavar="FILE", help="known formulas (CSV, JSON or one in each line), for novelty"
+    )
+    report.add_argument("--tolerance", type=float, help="distance from the target that counts as success, in its unit")
+    report.set_defaults(command=_report)
 
     show = commands.add_parser("show", help="draw a crystal, or the best crystals of a run")
     show.add_argument("source", metavar="CIF|RUN", help="structure file, or folder of a run")
@@ -149,6 +168,7 @@ def _add_train(commands: Any) -> None:
     add(run, "network", choices=configs.NETWORKS)
     for name in ("episodes", "seed", "checkpoint_every"):
         add(run, name)
+    add(run, "wandb", metavar="PROJECT")
     run.add_argument("--seeds", metavar="N", type=int, nargs="+", help="several runs in one program, in DIR/seed-N")
 
     knobs = train.add_argument_group("hyperparameters", "Each algorithm has some of these: [its default].")
@@ -256,7 +276,7 @@ def _settings(
 ) -> tuple[RunConfig, Path, list[int] | None]:
     """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
     from agents import config as configs
-    from agents import runner
+    from agents import runs
 
     file = given.pop("config", None)
     if "structures" in given:
@@ -276,13 +296,13 @@ def _settings(
         raise ValueError("a resumed run keeps its settings; leave out --config")
     if seeds is not None:
         raise ValueError("a resumed sweep keeps its seeds; leave out --seeds")
-    before = configs.to_table(configs.load(runner.first_folder(Path(run)))[0])
+    before = configs.to_table(configs.load(runs.members(Path(run))[0])[0])
     after = configs.overlaid(before, given)
     saved, wanted = ({**table, **table.get(after["agent"], {})} for table in (before, after))
     changed = [name for name in given if name not in configs.MOVABLE and saved[name] != wanted[name]]
     if changed:
         raise ValueError(f"a resumed run keeps its settings; leave out {', '.join(changed)}, or start a new run")
-    return configs.from_table(after, "command line"), Path(run), runner.sweep_seeds(Path(run))
+    return configs.from_table(after, "command line"), Path(run), runs.sweep_seeds(Path(run))
 
 
 def _findable(structures: Sequence[str]) -> tuple[str, ...]:
@@ -351,6 +371,17 @@ def _evaluate(
     origin = report.Origin(env.evaluator.label, {}, float(params.target))
     Console().print(report.designs_table(env, ledger, origin))
     return 0
+
+
+def _report(runs: list[str], output: str, reference: str | None, tolerance: float | None) -> None:
+    from agents import comparison
+    from agents import reference as references
+    from agents import runs as folders
+
+    known = None if reference is None else references.read(Path(reference))
+    found = folders.read_all(map(Path, runs))
+    comparison.write_report(found, Path(output), known=known, tolerance=tolerance)
+    print(output)
 
 
 def _show(source: str, output: str | None) -> int:
