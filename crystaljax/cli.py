@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
-AGENTS_EXTRA = {"flashbax", "matplotlib", "orbax", "rich", "tensorboardX"}
-"""Packages of the extra ``agents``."""
+EXTRAS = {
+    **dict.fromkeys(("flashbax", "matplotlib", "orbax", "rich", "tensorboardX"), "agents"),
+    "optuna": "bo",
+}
+"""Packages that come with an extra, and its name."""
 
 EXAMPLES = """examples:
   crystaljax train --task BandGap-PerovskiteABX3-v0 --episodes 1000 --run runs/gap
@@ -61,8 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> str | None:
     """One line for an error that the user can do something about; ``None`` for a defect of ours."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in AGENTS_EXTRA:
-        return f"{error.name} is missing: pip install 'crystaljax[agents]'"
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in EXTRAS:
+        return f"{error.name} is missing: pip install 'crystaljax[{EXTRAS[package]}]'"
     if isinstance(error, ValueError | OSError) or type(error).__name__ in (
         "EngineNotReady",
         "InstallError",
@@ -314,7 +318,7 @@ def _evaluate(
         env, params = runner.build_env(config, evaluator)
         agent = runner.build_agent(config, env)
         if agent.policy is None:
-            raise ValueError(f"{run} is a random search, which has no policy to evaluate")
+            raise ValueError(f"{run} is a run of {config.agent}, which has no policy to evaluate")
         if sample and not agent.draws:
             raise ValueError(f"{config.agent} has no probabilities to draw elements from; leave out --sample")
         policy = checkpoints.restore_network()
