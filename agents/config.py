@@ -108,8 +108,7 @@ class RunConfig:
 
     def updates(self, horizon: int) -> int:
         """Updates that complete at least ``episodes`` episodes of ``horizon`` steps."""
-        per_lane = -(-self.episodes // self.algorithm.lanes)
-        return -(-per_lane * horizon // self.algorithm.steps)
+        return self.algorithm.updates_for(self.episodes, horizon)
 
     def save(self, folder: Path, skeletons: list[str]) -> None:
         """Write ``config.json``; ``skeletons`` are the digests of the skeletons, which :func:`load` returns too."""

@@ -18,12 +18,17 @@ import numpy as np
 from agents import config as configs
 from agents import interrupt, report, tracking
 from agents.accounting import Accounting
+from agents.annealing import make_annealing
 from agents.base import Agent, Records
+from agents.bayesian import make_bayesian
 from agents.checkpoints import Checkpoints
 from agents.config import RunConfig
 from agents.display import Display
 from agents.dqn import make_dqn
-from agents.hyperparameters import AlgorithmConfig, DQNConfig, PPOConfig, RainbowConfig, RandomConfig, SACConfig
+from agents.exhaustive import make_exhaustive
+from agents.genetic import make_genetic
+from agents.hybrid import make_hybrid
+from agents.hyperparameters import ALGORITHMS, AlgorithmConfig
 from agents.journal import Journal
 from agents.ledger import Ledger
 from agents.networks import make_trunk
@@ -44,11 +49,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAKERS: dict[type[AlgorithmConfig], Callable[..., Agent]] = {
-    PPOConfig: make_ppo,
-    DQNConfig: make_dqn,
-    RainbowConfig: make_rainbow,
-    SACConfig: make_sac,
-    RandomConfig: make_random_search,
+    ALGORITHMS["ppo"]: make_ppo,
+    ALGORITHMS["dqn"]: make_dqn,
+    ALGORITHMS["rainbow"]: make_rainbow,
+    ALGORITHMS["sac"]: make_sac,
+    ALGORITHMS["random"]: make_random_search,
+    ALGORITHMS["ga"]: make_genetic,
+    ALGORITHMS["annealing"]: make_annealing,
+    ALGORITHMS["bo"]: make_bayesian,
+    ALGORITHMS["exhaustive"]: make_exhaustive,
+    ALGORITHMS["hybrid"]: make_hybrid,
 }
 
 

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
-EXTRAS = dict.fromkeys(("flashbax", "matplotlib", "orbax", "rich", "scipy", "tensorboardX"), "agents")
-EXTRAS |= {"smact": "smact", "wandb": "wandb"}
+EXTRAS = {
+    **dict.fromkeys(("flashbax", "matplotlib", "orbax", "rich", "scipy", "tensorboardX"), "agents"),
+    "optuna": "bo",
+    "smact": "smact",
+    "wandb": "wandb",
+}
 """The extra that a package belongs to."""
 
 EXAMPLES = """examples:
@@ -357,7 +361,7 @@ def _evaluate(
         env, params = runner.build_env(config, evaluator)
         agent = runner.build_agent(config, env)
         if agent.policy is None:
-            raise ValueError(f"{run} is a random search, which has no policy to evaluate")
+            raise ValueError(f"{run} is a run of {config.agent}, which has no policy to evaluate")
         if sample and not agent.draws:
             raise ValueError(f"{config.agent} has no probabilities to draw elements from; leave out --sample")
         policy = checkpoints.restore_network()
