@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
+from agents.files import replace_text
+
 FILE = "accounting.json"
 WRITE_SECONDS = 10.0
 """Smallest interval between two writes while a batch is being calculated."""
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What the runs in a folder have spent; empty if that was not written down."""
+    path = folder / FILE
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 class Accounting:
@@ -20,8 +27,9 @@ class Accounting:
         """Counts on from what the file says, if the evaluator can (``stats`` and ``carry_on``)."""
         self._path, self._written = folder / FILE, time.monotonic()
         self._stats = getattr(evaluator, "stats", lambda: None)
-        if self._path.exists() and hasattr(evaluator, "carry_on"):
-            evaluator.carry_on(json.loads(self._path.read_text()))
+        earlier = read(folder)
+        if earlier and hasattr(evaluator, "carry_on"):
+            evaluator.carry_on(earlier)
 
     def write(self, always: bool = True) -> None:
         """Write the counters; without ``always`` only if the last time is a while ago."""
@@ -29,6 +37,4 @@ class Accounting:
         if stats is None or (not always and time.monotonic() - self._written < WRITE_SECONDS):
             return
         self._written = time.monotonic()
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(stats.summary(), indent=2) + "\n")
-        os.replace(partial, self._path)
+        replace_text(self._path, json.dumps(stats.summary(), indent=2) + "\n")

@@ -1,7 +1,7 @@
 """The settings of a training run: from flags or a TOML file, and as they are saved in its folder.
 
 A table of settings, in TOML or JSON, has the fields of :class:`RunConfig`, the name of an ``agent``, and a table for
-each algorithm whose hyperparameters are not the defaults::
+each algorithm whose hyperparameters are not the defaults, and one for settings of the engine::
 
     task = "BandGap-PerovskiteABX3-v0"
     agent = "ppo"
@@ -10,6 +10,9 @@ each algorithm whose hyperparameters are not the defaults::
     [ppo]
     lanes = 16
     learning_rate = 1.5e-3
+
+    [engine_options]
+    band_gap_kppa = 200
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +34,8 @@ from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
 DEFAULT_AGENT = "ppo"
 NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 FILE = "config.json"
-MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours")
-"""Settings of where calculations happen and what they may cost, so a resumed run may have others."""
+MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours", "wandb")
+"""Settings of where calculations happen, what they may cost and who is told, so a resumed run may have others."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,7 @@ class RunConfig:
         engine: DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no
             DFT, density tasks only.
         preset: settings of the engine: fast, crystalgym, standard ...
+        engine_options: single settings of the engine that replace those of the preset, such as band_gap_cutoff.
         vocabulary: elements to choose from.
         mode: one decision per site, or per symmetry orbit; the task's unless given.
         target: aim at this value, in eV, GPa or g/cm3; the task's unless given.
@@ -62,6 +66,7 @@ class RunConfig:
         memory: stop a calculation that needs more GiB; no limit unless given.
         max_dft_calls: end the run after so many calculations; --resume with more goes on.
         max_core_hours: end the run after so many core-hours of calculations.
+        wandb: Weights & Biases project that gets the metrics too.
     """
 
     task: str = ""
@@ -71,6 +76,7 @@ class RunConfig:
     network: str = "transformer"
     engine: str = "planewave"
     preset: str = "fast"
+    engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     vocabulary: str = "small"
     mode: str = ""
     target: float | None = None
@@ -84,6 +90,7 @@ class RunConfig:
     memory: float | None = None
     max_dft_calls: int | None = None
     max_core_hours: float | None = None
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         if bool(self.task) == bool(self.structures):
@@ -101,8 +108,7 @@ class RunConfig:
 
     def updates(self, horizon: int) -> int:
         """Updates that complete at least ``episodes`` episodes of ``horizon`` steps."""
-        per_lane = -(-self.episodes // self.algorithm.lanes)
-        return -(-per_lane * horizon // self.algorithm.steps)
+        return self.algorithm.updates_for(self.episodes, horizon)
 
     def save(self, folder: Path, skeletons: list[str]) -> None:
         """Write ``config.json``; ``skeletons`` are the digests of the skeletons, which :func:`load` returns too."""
@@ -177,6 +183,8 @@ def overlaid(table: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, An
         missing, known = (", ".join(map(flag, names)) for names in (foreign, own))
         raise ValueError(f"{agent} has no {missing}; it has {known}")
     others = {name: value for name, value in flags.items() if name not in mine}
+    if "engine_options" in others:
+        others["engine_options"] = {**table.get("engine_options", {}), **others["engine_options"]}
     return {**table, **others, "agent": agent, agent: {**table.get(agent, {}), **mine}}
 
 
@@ -203,6 +211,8 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
         return value
     if type(value) is int and float in options:
         return float(value)
+    if typing.get_origin(kind) is Mapping and isinstance(value, Mapping):
+        return dict(value)
     if kind == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
         return tuple(value)
     wanted = getattr(options[0], "__name__", str(options[0]))
@@ -215,6 +225,30 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except ValueError as error:  # not UTF-8, or not TOML
         raise ValueError(f"{path} is not a TOML file: {error}") from error
+
+
+def read_options(options: Sequence[str]) -> dict[str, Any]:
+    """The table of options ``name=value``; a value is read as in TOML, and as text if it is no value of TOML.
+
+    So ``arguments.model=small`` is an entry of the table ``arguments``.
+
+    Raises:
+        ValueError: an option is not of this form, or is given twice.
+    """
+    lines = []
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", name.strip()):
+            raise ValueError(f"--engine-option {option}: write NAME=VALUE, such as band_gap_kppa=200")
+        try:
+            tomllib.loads(f"value = {value}")
+        except ValueError:
+            value = json.dumps(value)
+        lines.append(f"{name} = {value}")
+    try:
+        return tomllib.loads("\n".join(lines))
+    except ValueError as error:
+        raise ValueError(f"--engine-option {', '.join(options)}: give each once ({error})") from error
 
 
 def load(folder: Path) -> tuple[RunConfig, list[str]]:

@@ -1,15 +1,18 @@
 """The settings of every algorithm, one frozen dataclass each: the only place where their defaults stand.
 
 Light to import: the command line makes its flags of these fields. What ``Attributes`` says of a field is also the help
-of its flag. Defaults are those of CrystalGym (arXiv 2509.23156), gamma 0.99 throughout.
+of its flag. Defaults of the learning agents are those of CrystalGym (arXiv 2509.23156), gamma 0.99 throughout.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-POSITIVE = ("learning_rate", "alpha", "max_gradient")
-FRACTIONS = ("discount", "trace", "exploration", "final_epsilon", "priority_exponent", "importance", "smoothing")
+POSITIVE = ("learning_rate", "alpha", "max_gradient", "clone_rate")
+FRACTIONS = (
+    *("discount", "trace", "exploration", "final_epsilon", "priority_exponent", "importance", "smoothing"),
+    *("crossover", "mutation", "seeding"),
+)
 """Settings between 0 and 1, both included."""
 
 
@@ -20,12 +23,10 @@ class AlgorithmConfig:
     Attributes:
         updates: updates in all; a run works it out from its episodes.
         lanes: environments in parallel; also the crystals that one DFT batch may hold.
-        steps: steps of each environment per update.
     """
 
     updates: int = 100
     lanes: int = 16
-    steps: int = 32
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -36,15 +37,101 @@ class AlgorithmConfig:
             if name in FRACTIONS and not 0 <= value <= 1:
                 raise ValueError(f"{name} {value} is not between 0 and 1")
 
+    def updates_for(self, episodes: int, horizon: int) -> int:
+        """Updates that complete at least ``episodes`` episodes of ``horizon`` steps."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RandomConfig(AlgorithmConfig):
+class RolloutConfig(AlgorithmConfig):
+    """What algorithms that act step by step share.
+
+    Attributes:
+        steps: steps of each environment per update.
+    """
+
+    steps: int = 32
+
+    def updates_for(self, episodes: int, horizon: int) -> int:
+        per_lane = -(-episodes // self.lanes)
+        return -(-per_lane * horizon // self.steps)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SearchConfig(AlgorithmConfig):
+    """What algorithms that propose whole crystals share: an update is one crystal in each lane."""
+
+    def updates_for(self, episodes: int, horizon: int) -> int:
+        return -(-episodes // self.lanes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RandomConfig(RolloutConfig):
     """Random search: every element is drawn uniformly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PPOConfig(AlgorithmConfig):
-    """Proximal policy optimisation.
+class ExhaustiveConfig(SearchConfig):
+    """Exhaustive search: every distinct crystal once."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnealingConfig(SearchConfig):
+    """Simulated annealing, one walk in each lane.
+
+    Attributes:
+        lanes: environments in parallel, each with a walk of its own.
+        temperature: at first, in units of the reward; it falls linearly to 0. At 0 nothing worse is ever accepted.
+    """
+
+    lanes: int = 4
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature} is negative; give 0 or more")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BayesianConfig(SearchConfig):
+    """Bayesian optimisation by a tree-structured Parzen estimator (Optuna).
+
+    Attributes:
+        startup: crystals drawn at random before the model proposes any.
+        candidates: crystals that the model weighs for each one that it proposes.
+    """
+
+    lanes: int = 8
+    startup: int = 32
+    candidates: int = 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneticSettings:
+    """The operators of the genetic algorithm.
+
+    Attributes:
+        population: best distinct crystals that are kept and bred.
+        tournament: members drawn for each parent, of which the best one becomes it.
+        crossover: probability that a child has two parents, each element from either; otherwise it is a copy of one.
+        mutation: probability of each element of a child to be replaced by another one.
+    """
+
+    population: int = 24
+    tournament: int = 3
+    crossover: float = 0.8
+    mutation: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GeneticConfig(GeneticSettings, SearchConfig):
+    """Genetic algorithm: each update is a generation of ``lanes`` children."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOSettings:
+    """What PPO learns with.
 
     Attributes:
         learning_rate: of Adam, at the first update.
@@ -76,6 +163,11 @@ class PPOConfig(AlgorithmConfig):
     min_deviation: float = 1e-8
     target_kl: float | None = None
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PPOConfig(PPOSettings, RolloutConfig):
+    """Proximal policy optimisation."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lanes * self.steps % self.minibatches:
@@ -86,7 +178,7 @@ class PPOConfig(AlgorithmConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReplayConfig(AlgorithmConfig):
+class ReplayConfig(RolloutConfig):
     """What algorithms that learn from a replay buffer share. Steps count over all lanes.
 
     Attributes:
@@ -183,10 +275,37 @@ class SACConfig(ReplayConfig):
     smoothing: float = 0.005
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HybridConfig(GeneticSettings, PPOSettings, SearchConfig):
+    """A genetic algorithm first, whose best crystals seed a policy that PPO then trains.
+
+    Attributes:
+        seeding: fraction of the training that the genetic algorithm has.
+        clone_steps: gradient steps in which the policy learns to build the best crystals.
+        clone_rate: learning rate of these steps.
+    """
+
+    seeding: float = 0.5
+    clone_steps: int = 200
+    clone_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lanes % self.minibatches:
+            raise ValueError(
+                f"{self.lanes} lanes cannot be split into {self.minibatches} equal minibatches; choose a divisor"
+            )
+
+
 ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
     "ppo": PPOConfig,
     "dqn": DQNConfig,
     "rainbow": RainbowConfig,
     "sac": SACConfig,
     "random": RandomConfig,
+    "ga": GeneticConfig,
+    "annealing": AnnealingConfig,
+    "bo": BayesianConfig,
+    "exhaustive": ExhaustiveConfig,
+    "hybrid": HybridConfig,
 }

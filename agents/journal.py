@@ -1,9 +1,10 @@
-"""The files that a run appends to: ``metrics.jsonl``, ``episodes.jsonl`` and TensorBoard events."""
+"""What a run appends to: ``metrics.jsonl``, ``episodes.jsonl``, TensorBoard events and, if asked to, a tracker."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from agents.files import replace_text
 from agents.ledger import Episode
+from agents.tracking import Tracker
 
 METRICS, EPISODES, TENSORBOARD = "metrics.jsonl", "episodes.jsonl", "tensorboard"
 
 
-def read_lines(path: Path, last_update: int) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path, last_update: float = math.inf) -> Iterator[dict[str, Any]]:
     """The lines of a JSONL file up to an update; whatever a killed run left behind after it is ignored."""
     if not path.exists():
         return
@@ -31,23 +34,18 @@ def read_lines(path: Path, last_update: int) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _truncate(path: Path, lines: list[dict[str, Any]]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(partial, path)
-
-
 class Journal:
     """Appends to the files of a run folder, after cutting them back to an update."""
 
-    def __init__(self, folder: Path, update: int):
+    def __init__(self, folder: Path, update: int, tracker: Tracker | None = None):
         self.metrics = list(read_lines(folder / METRICS, update))
         self.past_episodes = list(read_lines(folder / EPISODES, update))
-        _truncate(folder / METRICS, self.metrics)
-        _truncate(folder / EPISODES, self.past_episodes)
+        for name, lines in ((METRICS, self.metrics), (EPISODES, self.past_episodes)):
+            replace_text(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
         self._metrics_file = (folder / METRICS).open("a")
         self._episodes_file = (folder / EPISODES).open("a")
         self._board = SummaryWriter(str(folder / TENSORBOARD), purge_step=update + 1 if update else None)
+        self._tracker = tracker
 
     def write(self, metrics: dict[str, Any], episodes: list[Episode]) -> None:
         """Append the line of an update and those of its episodes."""
@@ -56,9 +54,12 @@ class Journal:
         self._episodes_file.writelines(json.dumps(dataclasses.asdict(episode)) + "\n" for episode in episodes)
         for file in (self._metrics_file, self._episodes_file):
             file.flush()
-        for name, value in metrics.items():
-            if isinstance(value, int | float) and name != "update":
-                self._board.add_scalar(name, value, metrics["update"])
+        update = metrics["update"]
+        numbers = {name: x for name, x in metrics.items() if isinstance(x, int | float) and name != "update"}
+        for name, number in numbers.items():
+            self._board.add_scalar(name, number, update)
+        if self._tracker is not None:
+            self._tracker.write(numbers, update)
 
     def sync(self) -> None:
         """Have everything on the disk, before a checkpoint that counts on it."""
@@ -70,3 +71,5 @@ class Journal:
         self._metrics_file.close()
         self._episodes_file.close()
         self._board.close()
+        if self._tracker is not None:
+            self._tracker.close()

@@ -82,8 +82,8 @@ def make_off_policy(config: ReplayConfig, env: CrystalEnv, learner: Learner, rep
         key, act_key, learn_key = jax.random.split(state.key, 3)
         progress = state.update / config.updates
 
-        def choose(key: jax.Array, observation: Any) -> tuple[jax.Array, tuple[()]]:
-            return learner.act(key, state.network, observation, progress), ()
+        def choose(key: jax.Array, lanes: Lanes) -> tuple[jax.Array, tuple[()]]:
+            return learner.act(key, state.network, lanes.observation, progress), ()
 
         lanes, transitions, _, records = rollout(env, state.env_params, state.lanes, act_key, config.steps, choose)
         buffer = replay.add(state.replay, transitions)

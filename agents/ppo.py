@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -121,21 +121,32 @@ def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_gradient), optax.adam(rate, eps=1e-5))
 
 
-def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> Agent:
-    """PPO on an environment, one update at a time.
+class PPO(NamedTuple):
+    """What PPO is made of; T steps, L lanes.
 
-    ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
+    Attributes:
+        init: (key, an observation) to (parameters of the network, optax state).
+        act: (key, parameters, observations [L, ...]) to (actions int32 [L], (their log probabilities, values)).
+        learn: (key, parameters, optax state, transitions [T, L, ...], what ``act`` gave besides actions [T, L]) to
+            (parameters, optax state, losses).
+        policy: (parameters, an observation) to logits.
     """
+
+    init: Callable[[jax.Array, Any], tuple[Any, Any]]
+    act: Callable[[jax.Array, Any, Any], tuple[jax.Array, tuple[jax.Array, jax.Array]]]
+    learn: Callable[..., tuple[Any, Any, dict[str, jax.Array]]]
+    policy: Callable[[Any, Any], jax.Array]
+
+
+def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> PPO:
+    """PPO without a loop around it."""
     network = ActorCritic(trunk or make_trunk(env), env.num_actions)
     optimizer = make_optimizer(config)
     forward = jax.vmap(network.apply, in_axes=(None, 0))
 
-    def init(key: jax.Array, env_params: EnvParams) -> TrainState:
-        key, network_key, reset_key = jax.random.split(key, 3)
-        lanes = first_lanes(env, env_params, reset_key, config.lanes)
-        params = network.init(network_key, jax.tree.map(lambda leaf: leaf[0], lanes.observation))
-        env_params = jax.tree.map(jnp.asarray, env_params)
-        return TrainState(jnp.int32(0), key, params, optimizer.init(params), env_params, lanes)
+    def init(key: jax.Array, observation: Any) -> tuple[Any, Any]:
+        params = network.init(key, observation)
+        return params, optimizer.init(params)
 
     def act(key: jax.Array, params: Any, observation: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Actions [L], and their log probabilities and the values of the states."""
@@ -165,7 +176,7 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
         samples = Sample(steps.observation, steps.action, log_prob, value, advantage, advantage + value)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
 
-    def learn(carry: tuple[Any, Any], batch: Sample) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+    def gradient_step(carry: tuple[Any, Any], batch: Sample) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
         params, optimizer_state = carry
         gradient, parts = jax.grad(loss, has_aux=True)(params, network.apply, batch, config)
         change, new_optimizer_state = optimizer.update(gradient, optimizer_state, params)
@@ -175,6 +186,41 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
         near = parts["approx_kl"] <= config.target_kl
         return jax.tree.map(lambda after, before: jnp.where(near, after, before), new, carry), parts
 
+    def learn(
+        key: jax.Array, params: Any, optimizer_state: Any, steps: Transition, kept: tuple[jax.Array, jax.Array]
+    ) -> tuple[Any, Any, dict[str, jax.Array]]:
+        samples = to_samples(params, steps, *kept)
+
+        def minibatch(carry: tuple[Any, Any], members: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+            return gradient_step(carry, jax.tree.map(lambda leaf: leaf[members], samples))
+
+        def epoch(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+            return jax.lax.scan(minibatch, carry, shuffled(key, config.lanes * config.steps, config.minibatches))
+
+        keys = jax.random.split(key, config.epochs)
+        (params, optimizer_state), parts = jax.lax.scan(epoch, (params, optimizer_state), keys)
+        return params, optimizer_state, jax.tree.map(jnp.mean, parts)
+
+    def policy(params: Any, observation: Any) -> jax.Array:
+        return network.apply(params, observation)[0]
+
+    return PPO(init, act, learn, policy)
+
+
+def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> Agent:
+    """PPO on an environment, one update at a time.
+
+    ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
+    """
+    ppo = make_learner(config, env, trunk)
+
+    def init(key: jax.Array, env_params: EnvParams) -> TrainState:
+        key, network_key, reset_key = jax.random.split(key, 3)
+        lanes = first_lanes(env, env_params, reset_key, config.lanes)
+        learned = ppo.init(network_key, jax.tree.map(lambda leaf: leaf[0], lanes.observation))
+        env_params = jax.tree.map(jnp.asarray, env_params)
+        return TrainState(jnp.int32(0), key, *learned, env_params, lanes)
+
     def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array], Records]:
         key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
         lanes, transitions, kept, records = rollout(
@@ -183,25 +229,13 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
             state.lanes,
             rollout_key,
             config.steps,
-            lambda key, seen: act(key, state.network, seen),
+            lambda key, lanes: ppo.act(key, state.network, lanes.observation),
         )
-        samples = to_samples(state.network, transitions, *kept)
-
-        def minibatch(carry: tuple[Any, Any], members: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-            return learn(carry, jax.tree.map(lambda leaf: leaf[members], samples))
-
-        def epoch(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-            return jax.lax.scan(minibatch, carry, shuffled(key, config.lanes * config.steps, config.minibatches))
-
-        keys = jax.random.split(shuffle_key, config.epochs)
-        (params, optimizer_state), parts = jax.lax.scan(epoch, (state.network, state.optimizer), keys)
+        params, optimizer_state, losses = ppo.learn(shuffle_key, state.network, state.optimizer, transitions, kept)
         state = TrainState(state.update + 1, key, params, optimizer_state, state.env_params, lanes)
-        return state, jax.tree.map(jnp.mean, parts), records
+        return state, losses, records
 
-    def policy(params: Any, observation: Any) -> jax.Array:
-        return network.apply(params, observation)[0]
-
-    return Agent(init, update, config.steps, config.lanes, policy, draws=True)
+    return Agent(init, update, config.steps, config.lanes, ppo.policy, draws=True)
 
 
 def shuffled(key: jax.Array, count: int, minibatches: int) -> jax.Array:

@@ -33,8 +33,8 @@ def make_random_search(config: RandomConfig, env: CrystalEnv, trunk: Any = None)
         lanes = first_lanes(env, env_params, reset_key, config.lanes)
         return RandomState(jnp.int32(0), key, jax.tree.map(jnp.asarray, env_params), lanes)
 
-    def choose(key: jax.Array, observation: Any) -> tuple[jax.Array, tuple[()]]:
-        del observation
+    def choose(key: jax.Array, lanes: Lanes) -> tuple[jax.Array, tuple[()]]:
+        del lanes
         return jax.random.randint(key, (config.lanes,), 0, env.num_actions), ()
 
     def update(state: RandomState) -> tuple[RandomState, dict[str, jax.Array], Records]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
+from agents.files import replace_text
 from agents.ledger import Episode, Ledger
 from crystaljax.env import CrystalEnv
 
@@ -58,8 +59,7 @@ def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin) ->
 
     target_folder = folder / BEST_FOLDER
     target_folder.mkdir(exist_ok=True)
-    for old in target_folder.glob("*.cif"):
-        old.unlink()
+    old = set(target_folder.glob("*.cif"))
     paths, entries = [], []
     for rank, crystal in enumerate(ledger.best(BEST_COUNT), start=1):
         path = target_folder / f"{rank:02}_{crystal.formula}.cif"
@@ -76,7 +76,9 @@ def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin) ->
         "source": origin.label,
         "fingerprint": origin.fingerprint,
     }
-    (folder / BEST_JSON).write_text(json.dumps({**heading, "crystals": entries}, indent=2) + "\n")
+    replace_text(folder / BEST_JSON, json.dumps({**heading, "crystals": entries}, indent=2) + "\n")
+    for path in old.difference(paths):
+        path.unlink()
     return paths
 
 

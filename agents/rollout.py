@@ -51,12 +51,12 @@ def rollout(
     lanes: Lanes,
     key: jax.Array,
     steps: int,
-    choose: Callable[[jax.Array, Any], tuple[jax.Array, Any]],
+    choose: Callable[[jax.Array, Lanes], tuple[jax.Array, Any]],
 ) -> tuple[Lanes, Transition, Any, Records]:
     """``steps`` steps of every lane.
 
     Args:
-        choose: (key, observations [L, ...]) to (actions int32 [L], anything else to keep of the choice).
+        choose: (key, :class:`Lanes`) to (actions int32 [L], anything else to keep of the choice).
 
     Returns:
         The lanes after it; transitions, what else was kept, and records, leaves [T, L, ...].
@@ -65,7 +65,7 @@ def rollout(
 
     def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, Records]]:
         action_key, env_key = jax.random.split(key)
-        action, kept = choose(action_key, lanes.observation)
+        action, kept = choose(action_key, lanes)
         keys = jax.random.split(env_key, action.shape[0])
         observation, env_state, reward, terminated, truncated, info = step(keys, lanes.env_state, action, env_params)
         done = terminated | truncated

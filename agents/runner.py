@@ -16,21 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents import config as configs
-from agents import interrupt, report
+from agents import interrupt, report, tracking
 from agents.accounting import Accounting
+from agents.annealing import make_annealing
 from agents.base import Agent, Records
+from agents.bayesian import make_bayesian
 from agents.checkpoints import Checkpoints
 from agents.config import RunConfig
 from agents.display import Display
 from agents.dqn import make_dqn
-from agents.hyperparameters import AlgorithmConfig, DQNConfig, PPOConfig, RainbowConfig, RandomConfig, SACConfig
+from agents.exhaustive import make_exhaustive
+from agents.genetic import make_genetic
+from agents.hybrid import make_hybrid
+from agents.hyperparameters import ALGORITHMS, AlgorithmConfig
 from agents.journal import Journal
 from agents.ledger import Ledger
 from agents.networks import make_trunk
 from agents.ppo import make_ppo
 from agents.rainbow import make_rainbow
 from agents.random_search import make_random_search
+from agents.runs import SWEEP_FILE, member_folder
 from agents.sac import make_sac
+from agents.tracking import Tracker
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Evaluator
 from crystaljax.status import Status
@@ -42,14 +49,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAKERS: dict[type[AlgorithmConfig], Callable[..., Agent]] = {
-    PPOConfig: make_ppo,
-    DQNConfig: make_dqn,
-    RainbowConfig: make_rainbow,
-    SACConfig: make_sac,
-    RandomConfig: make_random_search,
+    ALGORITHMS["ppo"]: make_ppo,
+    ALGORITHMS["dqn"]: make_dqn,
+    ALGORITHMS["rainbow"]: make_rainbow,
+    ALGORITHMS["sac"]: make_sac,
+    ALGORITHMS["random"]: make_random_search,
+    ALGORITHMS["ga"]: make_genetic,
+    ALGORITHMS["annealing"]: make_annealing,
+    ALGORITHMS["bo"]: make_bayesian,
+    ALGORITHMS["exhaustive"]: make_exhaustive,
+    ALGORITHMS["hybrid"]: make_hybrid,
 }
-SWEEP_FILE = "sweep.json"
-"""What the folder of a sweep holds beside the folders of its runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,24 +156,12 @@ def sweep(
     folder = Path(folder)
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds {' '.join(map(str, seeds))}: give each seed once")
-    runs = [(dataclasses.replace(config, seed=seed), folder / f"seed-{seed}") for seed in seeds]
+    runs = [(dataclasses.replace(config, seed=seed), member_folder(folder, seed)) for seed in seeds]
     if not resume and (folder / configs.FILE).exists():
         raise ValueError(f"{folder} holds a run already: choose another folder")
     run = _Run(runs, folder, evaluator, resume, console)
     (folder / SWEEP_FILE).write_text(json.dumps({"seeds": list(seeds)}) + "\n")
     return run.train()
-
-
-def sweep_seeds(folder: Path) -> list[int] | None:
-    """The seeds of the sweep in a folder; ``None`` if there is none."""
-    path = folder / SWEEP_FILE
-    return json.loads(path.read_text())["seeds"] if path.exists() else None
-
-
-def first_folder(folder: Path) -> Path:
-    """The folder of a run, or of the first run of a sweep."""
-    seeds = sweep_seeds(folder)
-    return folder / f"seed-{seeds[0]}" if seeds else folder
 
 
 def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> None:
@@ -186,28 +184,35 @@ def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> No
 class _Member:
     """What a run leaves in its folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, env: CrystalEnv):
-        self.config, self.folder, self.env = config, folder, env
+    def __init__(self, config: RunConfig, folder: Path, env: CrystalEnv, origin: report.Origin):
+        self.config, self.folder, self.env, self.origin = config, folder, env, origin
         self.checkpoints = Checkpoints(folder)
         self.ledger = Ledger(env.skeletons, env.vocabulary)
 
     def open(self, update: int) -> None:
         """Go back to what there was after an update."""
-        self.journal = Journal(self.folder, update)
+        project, settings = self.config.wandb, configs.to_table(self.config)
+        self.journal = Journal(self.folder, update, Tracker(project, self.folder, settings) if project else None)
         for line in self.journal.past_episodes:
             self.ledger.add_line(line)
+        self._write_best()
 
     def checkpoint(self, update: int, state: Any) -> None:
         self.journal.sync()
         self.checkpoints.save(update, state)
+        self._write_best()
 
     def close(self) -> None:
         self.checkpoints.close()
         self.journal.close()
 
-    def report(self, origin: report.Origin) -> None:
-        report.write_best(self.folder, self.env, self.ledger, origin)
-        report.draw_curve(self.folder / report.CURVE, self.env, self.journal.metrics, origin, agent=self.config.agent)
+    def draw_curve(self) -> None:
+        path, metrics = self.folder / report.CURVE, self.journal.metrics
+        report.draw_curve(path, self.env, metrics, self.origin, agent=self.config.agent)
+
+    def _write_best(self) -> None:
+        # Kept up to date, so that a run that is killed can be shown too.
+        report.write_best(self.folder, self.env, self.ledger, self.origin)
 
 
 class _Run:
@@ -224,6 +229,8 @@ class _Run:
         self.config = runs[0][0]
         self.env, self.params = build_env(self.config, evaluator)
         self.agent = build_agent(self.config, self.env)
+        if self.config.wandb:
+            tracking.log_in()
         for config, of_member in runs:
             _claim(of_member, config, self.env, resume)
         self.accounting = Accounting(folder, evaluator)
@@ -234,7 +241,7 @@ class _Run:
         self.origin = report.Origin(self.env.evaluator.label, fingerprint, float(self.params.target))
         self.console = console
         self.updates = self.config.updates(self.env.horizon)
-        self.members = [_Member(config, of_member, self.env) for config, of_member in runs]
+        self.members = [_Member(config, of_member, self.env, self.origin) for config, of_member in runs]
         # A crash between the checkpoints of two members leaves one of them behind.
         self.update = min(member.checkpoints.latest or 0 for member in self.members)
         for member in self.members:
@@ -279,7 +286,7 @@ class _Run:
             for member in self.members:
                 member.close()
         for member in self.members:
-            member.report(self.origin)
+            member.draw_curve()
         return [
             RunResult(
                 member.folder,
@@ -298,7 +305,7 @@ class _Run:
 
     def _one_update(self, compiled: Any, stop: interrupt.Stop, display: Display) -> bool:
         """One update; false if it was cancelled, so that nothing of it was used."""
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), self._waiting_seconds()
         ledgers = [member.ledger for member in self.members]
 
         def waiting() -> None:
@@ -317,11 +324,11 @@ class _Run:
             return False
         self.update += 1
         self.state = state
-        seconds = time.perf_counter() - start
+        spent = {"seconds": time.perf_counter() - start, "waiting_seconds": self._waiting_seconds() - waited}
         losses, records = jax.device_get((losses, records))
         for member, mine, seen in zip(self.members, self._each(losses), self._each(records), strict=True):
             episodes = member.ledger.add_records(seen, self.update)
-            member.journal.write(self._metrics(member.ledger, mine, episodes, seconds), episodes)
+            member.journal.write(self._metrics(member.ledger, mine, episodes) | spent, episodes)
         self.accounting.write()
         display.finished(self.update)
         display.show(ledgers, self.stats(), always=True)
@@ -333,8 +340,12 @@ class _Run:
         for member, state in zip(self.members, self._each(self.state), strict=True):
             member.checkpoint(self.update, state)
 
-    def _metrics(self, ledger: Ledger, losses: dict[str, Any], episodes: list[Any], seconds: float) -> dict[str, Any]:
-        """The metrics line of an update. All but the last three entries are the same in a resumed run."""
+    def _waiting_seconds(self) -> float:
+        stats = self.stats()
+        return stats.waiting_seconds if stats else 0.0
+
+    def _metrics(self, ledger: Ledger, losses: dict[str, Any], episodes: list[Any]) -> dict[str, Any]:
+        """The metrics line of an update, but for what it cost. A resumed run has the same, but for the last two."""
         rewards = [episode.reward for episode in episodes]
         values = [episode.value for episode in episodes if episode.value is not None]
         stats = self.stats()
@@ -351,7 +362,6 @@ class _Run:
             **{name: _number(value) for name, value in losses.items()},
             "dft_calls": stats.calls if stats else 0,
             "cache_hits": stats.memory_hits + stats.store_hits + stats.shared if stats else 0,
-            "seconds": seconds,
         }
 
 

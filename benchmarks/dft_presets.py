@@ -31,7 +31,8 @@ from crystaljax.elements import VOCABULARIES
 from crystaljax.status import Status
 from dft_bridge import Request, Store, open_bridge
 from dft_bridge.engines.base import PROPERTIES
-from dft_bridge.engines.planewave import PlanewaveEngine, symbols_of
+from dft_bridge.engines.checks import symbols_of
+from dft_bridge.engines.planewave import PlanewaveEngine
 
 REFERENCE = "crystalgym"
 SALTS = ("Li Na K Rb".split(), "Be Mg Ca Sr".split(), "H F Cl Br".split())

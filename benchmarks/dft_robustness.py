@@ -24,7 +24,8 @@ from ase.data import atomic_numbers
 from crystaljax import library
 from crystaljax.elements import MEDIUM
 from dft_bridge.engines.base import Crystal
-from dft_bridge.engines.planewave import PlanewaveEngine, symbols_of
+from dft_bridge.engines.checks import symbols_of
+from dft_bridge.engines.planewave import PlanewaveEngine
 
 ENGINE = PlanewaveEngine.preset("fast", density_cutoff=20.0, density_kppa=20.0)
 LANES = 4

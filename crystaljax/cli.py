@@ -1,4 +1,4 @@
-"""The command line: ``crystaljax train``, ``evaluate``, ``show``, ``doctor``, ``tasks`` and ``store``.
+"""The command line: ``crystaljax train``, ``evaluate``, ``report``, ``show``, ``doctor``, ``tasks`` and ``store``.
 
 Here, and only here, environment, agents and DFT engines are wired together. Commands import what they need, so that
 help is fast.
@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
-AGENTS_EXTRA = {"flashbax", "matplotlib", "orbax", "rich", "tensorboardX"}
-"""Packages of the extra ``agents``."""
+EXTRAS = {
+    **dict.fromkeys(("flashbax", "matplotlib", "orbax", "rich", "scipy", "tensorboardX"), "agents"),
+    "optuna": "bo",
+    "smact": "smact",
+    "wandb": "wandb",
+}
+"""The extra that a package belongs to."""
 
 EXAMPLES = """examples:
   crystaljax train --task BandGap-PerovskiteABX3-v0 --episodes 1000 --run runs/gap
@@ -32,7 +37,9 @@ EXAMPLES = """examples:
   crystaljax train --structure NaCl.cif --property band_gap
   crystaljax train --task Density-C1-v0 --engine unrelaxed-density     (no DFT; seconds)
   crystaljax evaluate runs/gap --episodes 32 --target 2.0
+  crystaljax report runs/gap runs/random --reference mp.csv --output report.html
   crystaljax show runs/gap -o best.png
+  crystaljax train --task BandGap-C1-v0 --engine espresso --engine-option pseudopotentials=SSSP
   crystaljax doctor --install gpaw
 """
 
@@ -61,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _explain(error: Exception) -> str | None:
     """One line for an error that the user can do something about; ``None`` for a defect of ours."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in AGENTS_EXTRA:
-        return f"{error.name} is missing: pip install 'crystaljax[agents]'"
+    package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package in EXTRAS:
+        return f"{package} is missing: pip install 'crystaljax[{EXTRAS[package]}]'"
     if isinstance(error, ValueError | OSError) or type(error).__name__ in (
         "EngineNotReady",
         "InstallError",
@@ -85,6 +93,22 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_train(commands)
     _add_evaluate(commands)
+
+    report = commands.add_parser(
+        "report",
+        help="compare runs on a page",
+        description="Compare runs on one page: curves over distinct calculations with intervals over seeds, metrics, "
+        "the best crystals with their CIF files, costs and provenance. Runs may be unfinished.",
+    )
+    report.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run or of a sweep")
+    report.add_argument(
+        "-o", "--output", metavar="FILE", default="report.html", help=".html or .md (default: %(default)s)"
+    )
+    report.add_argument(
+        "--reference", metavar="FILE", help="known formulas (CSV, JSON or one in each line), for novelty"
+    )
+    report.add_argument("--tolerance", type=float, help="distance from the target that counts as success, in its unit")
+    report.set_defaults(command=_report)
 
     show = commands.add_parser("show", help="draw a crystal, or the best crystals of a run")
     show.add_argument("source", metavar="CIF|RUN", help="structure file, or folder of a run")
@@ -117,7 +141,7 @@ def _add_train(commands: Any) -> None:
 
     def add(group: Any, name: str, **options: Any) -> None:
         """The flag of a field of the run's settings."""
-        default = getattr(configs.RunConfig, name)
+        default = getattr(configs.RunConfig, name, None)
         shown = "" if default in (None, "", ()) else f" (default: {default})"
         options = {"help": texts[name].rstrip(".") + shown, **_parsed_as(kinds[name]), **options}
         group.add_argument(options.pop("flag", configs.flag(name)), dest=name, **options)
@@ -133,6 +157,7 @@ def _add_train(commands: Any) -> None:
     how = train.add_argument_group("where rewards come from")
     add(how, "engine")
     add(how, "preset")
+    add(how, "engine_options", flag="--engine-option", metavar="NAME=VALUE", action="append")
     add(how, "store", metavar="FILE|URL")
     add(how, "workers")
     add(how, "scheduler", metavar="URL")
@@ -147,6 +172,7 @@ def _add_train(commands: Any) -> None:
     add(run, "network", choices=configs.NETWORKS)
     for name in ("episodes", "seed", "checkpoint_every"):
         add(run, name)
+    add(run, "wandb", metavar="PROJECT")
     run.add_argument("--seeds", metavar="N", type=int, nargs="+", help="several runs in one program, in DIR/seed-N")
 
     knobs = train.add_argument_group("hyperparameters", "Each algorithm has some of these: [its default].")
@@ -182,6 +208,13 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument("--seed", type=int, default=0, help="of start sites and draws (default: 0)")
     evaluate.add_argument("--engine", help="another engine than the run's")
     evaluate.add_argument("--preset", help="other settings of the engine than the run's")
+    evaluate.add_argument(
+        "--engine-option",
+        dest="engine_options",
+        metavar="NAME=VALUE",
+        action="append",
+        help="a setting of the engine; another engine has none of the run's",
+    )
     evaluate.add_argument("--store", metavar="FILE", help="another results store than the run's")
     evaluate.add_argument("--workers", type=int, help="processes that calculate (default: the run's)")
     evaluate.set_defaults(command=_evaluate)
@@ -191,8 +224,9 @@ def _add_evaluate(commands: Any) -> None:
 def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
     """The bridge to a DFT engine, closed at the end, or an on-device evaluator."""
     from crystaljax import evaluators
-    from dft_bridge.engines.registry import is_engine
+    from dft_bridge.engines.registry import check_options, is_engine
 
+    check_options(config.engine, config.engine_options)
     if not is_engine(config.engine):
         yield evaluators.evaluator(config.engine)
         return
@@ -208,6 +242,7 @@ def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
         memory=config.memory,
         max_calls=config.max_dft_calls,
         max_core_hours=config.max_core_hours,
+        **config.engine_options,
     ) as bridge:
         yield bridge
 
@@ -244,18 +279,18 @@ def _settings(
     run: str | None, resume: bool, seeds: list[int] | None, given: dict[str, Any]
 ) -> tuple[RunConfig, Path, list[int] | None]:
     """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
-    import dataclasses
-
     from agents import config as configs
-    from agents import runner
+    from agents import runs
 
     file = given.pop("config", None)
     if "structures" in given:
         given["structures"] = _findable(given["structures"])
+    if "engine_options" in given:
+        given["engine_options"] = configs.read_options(given["engine_options"])
     if not resume:
         table = {} if file is None else configs.read_toml(Path(file))
         config = configs.from_table(configs.overlaid(table, given), file or "command line")
-        config = dataclasses.replace(config, structures=_findable(config.structures))
+        config = _usable_anywhere(config)
         if seeds and "seed" in given:
             raise ValueError("give --seed or --seeds, one of the two")
         return config, Path(run or Path("runs") / _run_name(config, seeds)), seeds
@@ -265,18 +300,28 @@ def _settings(
         raise ValueError("a resumed run keeps its settings; leave out --config")
     if seeds is not None:
         raise ValueError("a resumed sweep keeps its seeds; leave out --seeds")
-    before = configs.to_table(configs.load(runner.first_folder(Path(run)))[0])
+    before = configs.to_table(configs.load(runs.members(Path(run))[0])[0])
     after = configs.overlaid(before, given)
     saved, wanted = ({**table, **table.get(after["agent"], {})} for table in (before, after))
     changed = [name for name in given if name not in configs.MOVABLE and saved[name] != wanted[name]]
     if changed:
         raise ValueError(f"a resumed run keeps its settings; leave out {', '.join(changed)}, or start a new run")
-    return configs.from_table(after, "command line"), Path(run), runner.sweep_seeds(Path(run))
+    return configs.from_table(after, "command line"), Path(run), runs.sweep_seeds(Path(run))
 
 
 def _findable(structures: Sequence[str]) -> tuple[str, ...]:
     """Structure files by their absolute paths, so that a run can be resumed from anywhere; other names as they are."""
     return tuple(str(Path(name).absolute()) if Path(name).exists() else name for name in structures)
+
+
+def _usable_anywhere(config: RunConfig) -> RunConfig:
+    """The settings with absolute paths of structure files and of a folder of pseudopotentials."""
+    import dataclasses
+
+    options = dict(config.engine_options)
+    if isinstance(options.get("pseudopotentials"), str):
+        (options["pseudopotentials"],) = _findable([options["pseudopotentials"]])
+    return dataclasses.replace(config, structures=_findable(config.structures), engine_options=options)
 
 
 def _run_name(config: RunConfig, seeds: Sequence[int] | None) -> str:
@@ -302,11 +347,13 @@ def _evaluate(
         raise ValueError(f"--episodes is {episodes}; give at least 1")
     config, _ = configs.load(Path(run))
     changes = {name: value for name, value in given.items() if value is not None}
+    options = {} if changes.get("engine", config.engine) != config.engine else config.engine_options
+    changes["engine_options"] = {**options, **configs.read_options(changes.get("engine_options", []))}
     if task is not None:
         changes |= {"task": task, "structures": (), "property": "", "mode": "", "target": None}
     if target is not None:
         changes["target"] = target
-    config = dataclasses.replace(config, **changes)
+    config = _usable_anywhere(dataclasses.replace(config, **changes))
     checkpoints = Checkpoints(Path(run))
     if checkpoints.latest is None:
         raise ValueError(f"{run} has no checkpoint yet; train it first")
@@ -314,7 +361,7 @@ def _evaluate(
         env, params = runner.build_env(config, evaluator)
         agent = runner.build_agent(config, env)
         if agent.policy is None:
-            raise ValueError(f"{run} is a random search, which has no policy to evaluate")
+            raise ValueError(f"{run} is a run of {config.agent}, which has no policy to evaluate")
         if sample and not agent.draws:
             raise ValueError(f"{config.agent} has no probabilities to draw elements from; leave out --sample")
         policy = checkpoints.restore_network()
@@ -328,6 +375,17 @@ def _evaluate(
     origin = report.Origin(env.evaluator.label, {}, float(params.target))
     Console().print(report.designs_table(env, ledger, origin))
     return 0
+
+
+def _report(runs: list[str], output: str, reference: str | None, tolerance: float | None) -> None:
+    from agents import comparison
+    from agents import reference as references
+    from agents import runs as folders
+
+    known = None if reference is None else references.read(Path(reference))
+    found = folders.read_all(map(Path, runs))
+    comparison.write_report(found, Path(output), known=known, tolerance=tolerance)
+    print(output)
 
 
 def _show(source: str, output: str | None) -> int:

@@ -30,6 +30,8 @@ MAX_LENGTH = 100.0
 """Å; a cell with a longer vector is refused: its Niggli reduction would take hours."""
 MAX_CELLS_AWAY = 1e6
 """A site further outside of the cell is refused: little of its place in the cell is left in its digits."""
+SAME_SITE = 1e-4
+"""Fraction of the cell; symmetry operators of a CIF that bring a site this close to itself make no new site."""
 FIRST_CUBIC_SPACE_GROUP = 195
 
 StructureLike = Union[Skeleton, "Structure", "Atoms", str, os.PathLike]
@@ -189,8 +191,9 @@ def _parse_cif(text: str, label: str) -> Structure:
         # The parser warns about rounded coordinates and site multiplicities; what matters is checked by us.
         warnings.simplefilter("ignore")
         try:
-            # No tolerance: pymatgen would merge overlapping sites and rescale occupancies in silence.
-            parser = CifParser.from_str(text, occupancy_tolerance=1.0, site_tolerance=0.0)
+            # Symmetry brings a special position to itself, so sites are merged within a tolerance; two of the file on
+            # one place add up to an occupancy above 1, which is refused instead of scaled down in silence.
+            parser = CifParser.from_str(text, occupancy_tolerance=1.0, site_tolerance=SAME_SITE)
             structures = parser.parse_structures(primitive=False, on_error="raise")
         except (
             ValueError,

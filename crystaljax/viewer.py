@@ -94,7 +94,7 @@ def draw_run(folder: str | os.PathLike[str]) -> Figure:
     """
     path = Path(folder) / "best.json"
     if not path.exists():
-        raise ValueError(f"{folder} has no best.json: it is no folder of a run, or the run has not finished")
+        raise ValueError(f"{folder} has no best.json: give the folder of a run")
     best = json.loads(path.read_text())
     crystals = [
         Atoms(c["elements"], cell=c["lattice"], scaled_positions=c["frac_coords"], pbc=True) for c in best["crystals"]

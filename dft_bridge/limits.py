@@ -52,7 +52,8 @@ class Limits:
     """What a calculation may use.
 
     Attributes:
-        timeout: wall-clock seconds of one calculation; ``None`` waits for ever. A batch has as many times that.
+        timeout: wall-clock seconds of one calculation; ``None`` waits for ever. A batch has as many times that. The
+            start of a worker process does not count.
         memory: GiB of resident memory of one worker with the programs it runs; ``None`` for no limit. Not the address
             space (``RLIMIT_AS``): JAX and CUDA map tens of GiB that they never touch.
         retries: how often a calculation is run again after its worker died. One that took too long is run again once

@@ -31,8 +31,9 @@ import psutil
 from loky.backend.utils import kill_process_tree
 from loky.process_executor import ShutdownExecutorError
 
+from dft_bridge.engines.base import EngineNotReady
 from dft_bridge.limits import JobFailed, JobTimeout, Limits, OutOfMemory, WorkerDied
-from dft_bridge.worker import remove_scratch, start_worker
+from dft_bridge.worker import arrive, remove_scratch, start_worker
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 """Environment of a worker: parallel over crystals, so one thread for each."""
 MEMORY_CHECK_SECONDS = 0.5
 """How often the memory of the workers is looked at."""
+START_SECONDS = 600.0
+"""How long a worker may take to start, maybe from a slow shared folder; the time limit of its first job begins then."""
 LEAST_CAPACITY = 64
 """Jobs that a pool holds at least, so that quick ones do not wait for who submits them."""
 
@@ -66,7 +69,7 @@ class _Job:
     hangs: int = 0
     started: float = 0.0
     seconds: float = 0.0  # of all attempts
-    stopped: JobFailed | None = None  # why this attempt was killed
+    stopped: JobFailed | EngineNotReady | None = None  # why this attempt was killed
     cancelled: bool = False
     timer: threading.Timer | None = None
 
@@ -197,31 +200,52 @@ class WorkerPool(Executor):
                     continue
                 if not (job.deaths or job.hangs) and not job.future.set_running_or_notify_cancel():
                     continue  # cancelled while it waited
+                slot.job = job
                 try:
                     inner = self._start(slot, job)
                 except (RuntimeError, OSError) as error:  # the interpreter is shutting down, or no process can start
+                    slot.job = None
                     job.future.set_exception(error)
                     continue
-                slot.job = job
             inner.add_done_callback(functools.partial(self._finished, slot, slot.worker, job))
 
     def _start(self, slot: _Slot, job: _Job) -> Future:
-        if slot.worker is None:
-            slot.worker = self._new_worker(slot)
-        try:
-            inner = slot.worker.executor.submit(job.call)
-        except (BrokenExecutor, ShutdownExecutorError):  # its process died while idle
-            slot.worker.end()
-            slot.worker = self._new_worker(slot)
-            inner = slot.worker.executor.submit(job.call)
-        slot.worker.pid = slot.worker.pid or next(iter(slot.worker.executor._processes))
+        if slot.worker is not None:
+            try:
+                inner = slot.worker.executor.submit(job.call)
+            except (BrokenExecutor, ShutdownExecutorError):  # its process died while idle
+                slot.worker.end()
+                slot.worker = None
+            else:
+                self._time(job)
+                return inner
+        slot.worker = self._new_worker(slot)
+        arrived = slot.worker.executor.submit(arrive, job.call)
+        inner = slot.worker.executor.submit(job.call)
+        slot.worker.pid = next(iter(slot.worker.executor._processes))
+        late = EngineNotReady(f"a worker process has not started within {START_SECONDS:g} s; is a file system slow?")
+        self._set_timer(job, START_SECONDS, late)
+        arrived.add_done_callback(functools.partial(self._arrived, slot, slot.worker, job))
+        return inner
+
+    def _arrived(self, slot: _Slot, worker: _Worker, job: _Job, arrived: Future) -> None:
+        with self._lock:
+            if not arrived.cancelled() and arrived.exception() is None and (slot.worker, slot.job) == (worker, job):
+                self._time(job)
+
+    def _time(self, job: _Job) -> None:
+        """The time of a job begins."""
+        self._set_timer(job, job.limit, None if job.limit is None else JobTimeout(f"stopped after {job.limit:g} s"))
+
+    def _set_timer(self, job: _Job, seconds: float | None, why: JobFailed | EngineNotReady | None) -> None:
         job.started = time.monotonic()
-        if job.limit is not None:
-            why = JobTimeout(f"stopped after {job.limit:g} s")
-            job.timer = threading.Timer(job.limit, self._stop, (job, why))
+        if job.timer is not None:
+            job.timer.cancel()
+            job.timer = None
+        if seconds is not None:
+            job.timer = threading.Timer(seconds, self._stop, (job, why))
             job.timer.daemon = True
             job.timer.start()
-        return inner
 
     def _new_worker(self, slot: _Slot) -> _Worker:
         # Made by the worker, so that nothing is left if we are killed before it runs.
@@ -232,8 +256,6 @@ class WorkerPool(Executor):
         return _Worker(executor, scratch)
 
     def _finished(self, slot: _Slot, worker: _Worker, job: _Job, inner: Future) -> None:
-        if job.timer is not None:
-            job.timer.cancel()
         error = CancelledError() if inner.cancelled() else inner.exception()
         died = isinstance(error, (BrokenExecutor, ShutdownExecutorError))
         if died:
@@ -241,6 +263,8 @@ class WorkerPool(Executor):
         again = False
         with self._lock:
             slot.job = None
+            if job.timer is not None:
+                job.timer.cancel()
             job.seconds += time.monotonic() - job.started
             if died:
                 slot.worker = None
@@ -255,7 +279,7 @@ class WorkerPool(Executor):
 
     def _runs_again(self, job: _Job) -> bool:
         """Whether a job whose worker is gone has another attempt."""
-        if job.cancelled or isinstance(job.stopped, OutOfMemory):
+        if job.cancelled or isinstance(job.stopped, OutOfMemory | EngineNotReady):
             return False
         if job.stopped is not None:
             job.hangs += 1
@@ -270,6 +294,8 @@ class WorkerPool(Executor):
             job.future.set_exception(error)
         elif job.cancelled:
             job.future.set_exception(CancelledError())
+        elif isinstance(job.stopped, EngineNotReady):
+            job.future.set_exception(job.stopped)
         elif job.stopped is not None:
             job.future.set_exception(type(job.stopped)(str(job.stopped), job.seconds))
         else:
@@ -281,7 +307,7 @@ class WorkerPool(Executor):
         job.cancelled = True
         self._stop(job, None)
 
-    def _stop(self, job: _Job, why: JobFailed | None) -> None:
+    def _stop(self, job: _Job, why: JobFailed | EngineNotReady | None) -> None:
         """Kill the worker that runs a job, whose attempt then fails with ``why``."""
         with self._lock:
             slot = next((slot for slot in self._slots if slot.job is job), None)

@@ -127,6 +127,10 @@ def start_worker(parent: int, scratch: str, start: Callable[[], None] | None) ->
         start()
 
 
+def arrive(call: Any) -> None:
+    """Nothing, in a worker that is ready: it has started, and has imported what a call needs."""
+
+
 def remove_scratch(folder: str) -> None:
     """Delete a worker's scratch folder; renamed first, so that nothing more is written there."""
     gone = f"{folder}.gone"

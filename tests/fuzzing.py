@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from agents.config import RunConfig, load
+from agents.config import FILE, RunConfig, from_table, load, read_toml
 from crystaljax.skeleton import Skeleton, stack
 from crystaljax.structures import MIN_DISTANCE, read_mp20, to_skeleton
 from dft_bridge.engines import pwscf, upf
@@ -149,6 +149,8 @@ def open_rows(text: str) -> None:
             use_skeleton(made)
 
 
+PROTOTYPES = ["AB_cF8_225_a_b", "AB3C_cP5_221_a_c_b"]
+
 PLACES = st.tuples(*[st.sampled_from([0.0, 0.5, 2.0, 0.3]) | NUMBERS] * 3)
 CUBE = [4.0, 0, 0, 0, 4.0, 0, 0, 0, 4.0]
 CELLS = st.just(CUBE) | st.lists(NUMBERS | st.sampled_from([4.0, 5.0]), min_size=9, max_size=9)
@@ -212,13 +214,42 @@ def open_engine(given_settings: tuple[str, str, dict[str, Any]]) -> None:
         json.dumps(engine.fingerprint("bulk_modulus"), allow_nan=False)
 
 
-CONFIG = json.dumps({**dataclasses.asdict(RunConfig(task="BandGap-C1-v0")), "skeletons": ["0" * 16]}, indent=1)
+def _config() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        RunConfig(task="BandGap-C1-v0").save(Path(folder), ["0" * 16])
+        return Path(folder, FILE).read_text()
+
+
+CONFIG = _config()
 
 
 def open_config(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "config.json").write_text(text, encoding="utf-8", errors="surrogatepass")
+        Path(folder, FILE).write_text(text, encoding="utf-8", errors="surrogatepass")
         config, _ = load(Path(folder))
+        assert bool(config.task) != bool(config.structures) and config.episodes >= 1
+
+
+TOML = """task = "BandGap-PerovskiteABX3-v0"
+agent = "dqn"
+engine = "planewave"
+episodes = 2400
+seed = 10
+timeout = 600.0
+
+[dqn]
+learning_rate = 1.5e-3
+
+[engine_options]
+band_gap_kppa = 200
+"""
+
+
+def open_toml(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.toml")
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        config = from_table(read_toml(path), str(path))
         assert bool(config.task) != bool(config.structures) and config.episodes >= 1
 
 
@@ -267,23 +298,28 @@ def open_pseudopotential(text: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """What is tried, at which door, and its share of all inputs."""
+    """What is tried, at which door, its share of all inputs, and what the door must accept as it is."""
 
     inputs: st.SearchStrategy[Any]
     door: Callable[[Any], None]
     share: float
+    sound: tuple[Any, ...]
 
 
+SALT = Structure.from_str(CIFS[0], fmt="cif")
 TARGETS = {
-    "cif": Target(mutated(CIFS), open_cif, 0.25),
-    "mp20_csv": Target(mutated([ROWS]), open_rows, 0.05),
-    "names_and_paths": Target(st.text(max_size=30) | st.sampled_from(WORDS), open_text, 0.05),
-    "ase_atoms": Target(atoms(), open_structure, 0.1),
-    "pymatgen_structures": Target(structures(), open_structure, 0.1),
-    "engine_settings": Target(engine_settings(), open_engine, 0.1),
-    "run_configs": Target(mutated([CONFIG]), open_config, 0.1),
-    "pwx_outputs": Target(outputs(), open_output, 0.15),
-    "pseudopotentials": Target(mutated(PSEUDOPOTENTIALS), open_pseudopotential, 0.1),
+    "cif": Target(mutated(CIFS), open_cif, 0.25, tuple(CIFS)),
+    "mp20_csv": Target(mutated([ROWS]), open_rows, 0.05, (ROWS,)),
+    "names_and_paths": Target(
+        st.text(max_size=30) | st.sampled_from(WORDS) | mutated(PROTOTYPES), open_text, 0.05, tuple(PROTOTYPES)
+    ),
+    "ase_atoms": Target(atoms(), open_structure, 0.1, (SALT.to_ase_atoms(),)),
+    "pymatgen_structures": Target(structures(), open_structure, 0.1, (SALT,)),
+    "engine_settings": Target(engine_settings(), open_engine, 0.1, (("planewave", "fast", {"tolerance": 1e-6}),)),
+    "run_configs": Target(mutated([CONFIG]), open_config, 0.05, (CONFIG,)),
+    "toml_configs": Target(mutated([TOML]), open_toml, 0.05, (TOML,)),
+    "pwx_outputs": Target(outputs(), open_output, 0.15, ((fake_pwx.TEXT, fake_pwx.XML.encode(), 0),)),
+    "pseudopotentials": Target(mutated(PSEUDOPOTENTIALS), open_pseudopotential, 0.1, tuple(PSEUDOPOTENTIALS)),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -574,6 +575,21 @@ def test_a_crystal_that_kills_its_worker_fails_alone(batched, path):
 def test_a_batch_has_the_time_of_all_its_crystals():
     with WorkerPool(1, Limits(timeout=0.5)) as pool:
         assert pool.submit_batch(60, time.sleep, 0.6).result() is None
+
+
+def test_the_start_of_a_worker_is_not_part_of_the_time_limit():
+    with WorkerPool(1, Limits(timeout=1.0, retries=0), start=functools.partial(time.sleep, 2.5)) as pool:
+        assert pool.submit(time.sleep, 0.1).result() is None
+        with pytest.raises(JobTimeout, match="after 1 s"):
+            pool.submit(time.sleep, 20.0).result()
+        assert pool.submit(time.sleep, 0.1).result() is None, "its second worker starts as slowly"
+
+
+def test_a_worker_that_never_starts_is_an_error_about_the_machine(monkeypatch):
+    monkeypatch.setattr("dft_bridge.pool.START_SECONDS", 1.0)
+    with WorkerPool(1, start=functools.partial(time.sleep, 100.0)) as pool:
+        with pytest.raises(EngineNotReady, match="not started within 1 s"):
+            pool.submit(time.sleep, 0.1).result()
 
 
 def test_the_engine_chooses_the_workers_and_their_environment(batched, path):

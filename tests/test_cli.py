@@ -13,8 +13,10 @@ import pytest
 from ase.build import bulk
 from ase.io import write as write_atoms
 
+from agents.config import read_options
 from crystaljax import cli, library
 from crystaljax.evaluators import UNRELAXED_DENSITY
+from dft_bridge import Store
 
 SHORT = "--engine unrelaxed-density --network mlp --episodes 24 --lanes 4 --steps 6".split()
 
@@ -102,6 +104,44 @@ def test_settings_come_from_a_file_and_flags_come_before_them(capsys, tmp_path):
         assert code == cli.BAD_INPUT and str(file) in err and advice in err
 
 
+def test_options_of_the_engine_come_from_file_and_flags_and_count_as_settings(capsys, tmp_path):
+    file, store = tmp_path / "run.toml", tmp_path / "results.db"
+    file.write_text(
+        f'task = "Density-RocksaltAB-v0"\nengine = "ase:ase.calculators.emt.EMT"\nnetwork = "mlp"\nagent = "random"\n'
+        f'episodes = 4\nworkers = 1\nstore = "{store}"\n[random]\nlanes = 4\nsteps = 2\n'
+        "[engine_options]\nnstep = 2\nfmax = 0.2\n"
+    )
+    for run_name, flags in (
+        ("a", []),
+        ("b", ["--engine-option", "nstep=1", "--engine-option", "arguments.asap_cutoff=true"]),
+    ):
+        code, _, err = run(capsys, "train", "--config", file, *flags, "--run", tmp_path / run_name)
+        assert code == 0, err
+    saved = json.loads((tmp_path / "b" / "config.json").read_text())["engine_options"]
+    assert saved == {"nstep": 1, "fmax": 0.2, "arguments": {"asap_cutoff": True}}
+    prints = [row.fingerprint for row in Store(store).rows()]
+    found = {(p["nstep"], p["fmax"], p["arguments"].get("asap_cutoff", False)) for p in prints}
+    assert found == {(2, 0.2, False), (1, 0.2, True)}, "the same crystals, calculated twice"
+    code, _, err = run(capsys, "train", "--resume", "--run", tmp_path / "b", "--engine-option", "nstep=3")
+    assert code == cli.BAD_INPUT and "leave out engine_options" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "table"),
+    [
+        (["pseudopotentials=/data/SSSP 1.3", "ladder=[]"], {"pseudopotentials": "/data/SSSP 1.3", "ladder": []}),
+        (["band_gap_cutoff=60", "double=true"], {"band_gap_cutoff": 60, "double": True}),
+        (
+            ["band_gap_cutoff=tight", "command=mpirun -np 2 pw.x"],
+            {"band_gap_cutoff": "tight", "command": "mpirun -np 2 pw.x"},
+        ),
+        (["arguments.model=small", "arguments.size=3"], {"arguments": {"model": "small", "size": 3}}),
+    ],
+)
+def test_options_are_read_as_toml_or_text(options, table):
+    assert read_options(options) == table
+
+
 def test_seeds_make_a_sweep_that_is_resumed_as_one(capsys, tmp_path):
     arguments = ["--agent", "random", "--seeds", 10, 20, "--run", tmp_path / "sweep"]
     code, out, _ = run(capsys, "train", "--task", "Density-RocksaltAB-v0", *SHORT, *arguments)
@@ -171,6 +211,12 @@ def test_show_draws_files_and_runs(capsys, trained, tmp_path):
         (["train", "--task", "Density-C1-v0", "--agent", "dqn", "--clip", "0.1"], "dqn has no --clip; it has --lanes"),
         (["train", "--task", "Density-C1-v0", "--start", "5"], "ppo has no --start; it has --lanes"),
         (["train", "--task", "Density-C1-v0", "--seed", "1", "--seeds", "2", "3"], "one of the two"),
+        (["train", "--task", "BandGap-C1-v0", "--engine-option", "cutof=3"], "it has functional, pseudopotentials"),
+        (["train", "--task", "BandGap-C1-v0", "--engine-option", "batch"], "write NAME=VALUE"),
+        (["train", "--task", "BandGap-C1-v0", "--engine-option", "batch=1", "--engine-option", "batch=2"], "once"),
+        (["train", "--task", "BandGap-C1-v0", "--engine-option", "band_gap_kppa=-5"], "above 0"),
+        (["train", "--task", "BandGap-C1-v0", "--engine-option", "band_gap_kppa=many"], "value of type float"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--engine-option", "nstep=3"], "it has none"),
         (["train", "--config", "missing.toml"], "missing.toml"),
         (["train", "--resume"], "give --run"),
         (["train", "--resume", "--run", "missing"], "not the folder of a run"),

@@ -25,6 +25,7 @@ from crystaljax.status import Status
 from dft_bridge import doctor
 from dft_bridge.engines import gpaw as module
 from dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady, Result
+from dft_bridge.engines.checks import symbols_of
 from dft_bridge.engines.equation_of_state import fit_murnaghan
 from dft_bridge.engines.gpaw import PRESETS, GpawEngine
 from dft_bridge.engines.registry import ENGINES, make_engine
@@ -99,7 +100,7 @@ def test_fingerprint_follows_the_settings_of_its_property_only():
 
 def test_every_setting_is_in_some_fingerprint():
     settings = {field.name for field in dataclasses.fields(GpawEngine)} - {"name"}
-    assert settings == set().union(*(GpawEngine()._settings_of(name) for name in PROPERTIES))
+    assert settings == set().union(*(GpawEngine().settings_of(name) for name in PROPERTIES))
 
 
 def test_fingerprint_follows_the_data_sets(tmp_path):
@@ -123,7 +124,7 @@ def test_every_element_of_the_large_vocabulary_has_a_data_set():
 
 @pytest.mark.parametrize(("symbols", "electrons"), [("K Mg F F F", 40), ("Li Be H H H", 6), ("Sr Ti O O O", 40)])
 def test_valence_electrons(symbols: str, electrons: int):
-    assert module.valence_electrons(perovskite(symbols)) == electrons
+    assert module.valence_electrons(symbols_of(perovskite(symbols))) == electrons
 
 
 def test_refuses_odd_electrons_for_gaps_only():

@@ -23,7 +23,8 @@ from agents import config as configs
 from agents.config import RunConfig
 from agents.hyperparameters import DQNConfig, PPOConfig, RainbowConfig, RandomConfig, SACConfig
 from agents.ledger import Ledger, formula
-from agents.runner import sweep, sweep_seeds, train
+from agents.runner import sweep, train
+from agents.runs import sweep_seeds
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
 from crystaljax.status import Status
@@ -37,7 +38,7 @@ CONFIG = RunConfig(
     checkpoint_every=2,
 )
 UPDATES = 6
-TIMING = ("seconds", "dft_calls", "cache_hits")
+TIMING = ("seconds", "waiting_seconds", "dft_calls", "cache_hits")
 
 
 @dataclasses.dataclass
@@ -199,6 +200,8 @@ train(CONFIG, Scripted(lambda call: call == 6 and os.kill(os.getpid(), signal.SI
     done = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert len(lines(tmp_path / "run", "metrics.jsonl")) == 5, "one update more than the checkpoint"
+    best = json.loads((tmp_path / "run" / "best.json").read_text())
+    assert len(best["crystals"]) == 10, "those of the checkpoint, so that a killed run can be shown"
     with (tmp_path / "run" / "episodes.jsonl").open("a") as file:
         file.write('{"episode": 9')  # a line cut short
     assert_same_run(train(CONFIG, "unrelaxed-density", tmp_path / "run", resume=True), straight)

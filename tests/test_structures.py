@@ -10,6 +10,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from pymatgen.core import Lattice, Structure
+from pymatgen.io.cif import CifWriter
 
 from crystaljax import library, read_mp20, to_skeleton
 from crystaljax.data import build
@@ -156,6 +157,26 @@ def test_cif_with_partial_occupancy_names_the_site(tmp_path: Path) -> None:
     Structure(CUBE, [{"Na": 0.5, "K": 0.5}, "Cl"], [[0, 0, 0], [0.5] * 3]).to(filename=str(path))
     with pytest.raises(StructureError, match="site 0 is disordered"):
         to_skeleton(path)
+
+
+@pytest.mark.parametrize("group", ["Fm-3m", "F-43m", "Pm-3m"])
+def test_a_cif_with_symmetry_is_the_crystal_that_it_describes(group: str) -> None:
+    coords = [[0, 0, 0], [0.25] * 3 if group == "F-43m" else [0.5] * 3]
+    structure = Structure.from_spacegroup(group, Lattice.cubic(5.64), ["Na", "Cl"], coords)
+    text = str(CifWriter(structure, symprec=0.1))
+    assert text.count("'") > 40  # operators
+    read, made = to_skeleton(text), to_skeleton(structure)
+    assert read.n_sites == made.n_sites and read.volume == pytest.approx(made.volume, rel=1e-6)
+    assert sorted(read.species) == sorted(made.species)
+    np.testing.assert_allclose(sorted(read.bonds.distances), sorted(made.bonds.distances), atol=1e-4)
+
+
+@pytest.mark.parametrize("label", ["Na9", "K9"])
+def test_two_sites_of_a_cif_on_one_place_are_refused(label: str) -> None:
+    text = nacl().get_primitive_structure().to(fmt="cif").rstrip()
+    element = label.rstrip("9")
+    with pytest.raises(StructureError, match="Occupancy 2.0"):
+        to_skeleton(f"{text}\n  {element}  {label}  1  0.0  0.0  0.00001  1\n")
 
 
 def test_other_types_are_refused() -> None:

@@ -25,16 +25,8 @@ from ase.calculators.calculator import SCFError
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import (
-    bulk_modulus,
-    check_property,
-    checked,
-    density_of,
-    plain,
-    relax,
-    to_atoms,
-    too_close,
-)
+from dft_bridge.engines.checks import bulk_modulus, check_choice, check_property, checked, density_of, relax, to_atoms
+from dft_bridge.engines.presets import PresetEngine
 
 PREFIX = "ase:"
 """``ase:module.path.Class`` names the engine together with its calculator."""
@@ -49,6 +41,7 @@ METHOD_VERSION = 1
 PRESETS: dict[str, dict[str, Any]] = {"fast": {"nstep": 5, "fmax": 0.05}, "standard": {"nstep": 200, "fmax": 0.01}}
 """Settings by preset name; every key is a field of :class:`AseEngine`."""
 
+_SHARED_SETTINGS = ("min_distance_factor", "min_distance")
 _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "band_gap": (),
     "bulk_modulus": ("eos_volumes", "eos_range", "modulus_at"),
@@ -59,7 +52,7 @@ _EXAMPLE = f"`{PREFIX}ase.calculators.emt.EMT`"
 
 
 @dataclasses.dataclass(frozen=True)
-class AseEngine:
+class AseEngine(PresetEngine):
     """Bulk modulus and density from energies and stresses of an ASE calculator, gaps if it has eigenvalues.
 
     Attributes:
@@ -76,6 +69,12 @@ class AseEngine:
         min_distance: atoms closer than this (Å) are refused.
     """
 
+    engine = "ase"
+    method_version = METHOD_VERSION
+    presets = PRESETS
+    shared_settings = _SHARED_SETTINGS
+    own_settings = _OWN_SETTINGS
+
     calculator: str = ""
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     label: str = ""
@@ -88,8 +87,7 @@ class AseEngine:
     min_distance: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.modulus_at not in ("cell", "relaxed"):
-            raise ValueError(f"modulus_at is {self.modulus_at!r}; choose cell or relaxed")
+        check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
         try:
             json.dumps(dict(self.arguments))
         except (TypeError, ValueError) as error:
@@ -102,13 +100,6 @@ class AseEngine:
     def name(self) -> str:
         """What kind of method it is, and the calculator, such as ``surrogate EMT``."""
         return f"{self.label} {self.calculator.rpartition('.')[2]}"
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> AseEngine:
-        """The engine with the settings of a preset; any field may be overridden by keyword."""
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r} of the ase engine; choose one of {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **overrides})
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property (JSON-able).
@@ -123,27 +114,18 @@ class AseEngine:
             raise ValueError(f"{self.calculator} has no eigenvalues, so no band gap; choose another property or engine")
         if property_name == "density" and offered is not None and "stress" not in offered:
             raise ValueError(f"{self.calculator} has no stress, so no relaxed density; choose another property")
-        names = ("min_distance_factor", "min_distance", *_OWN_SETTINGS[property_name])
-        return {
-            "engine": "ase",
-            "method": METHOD_VERSION,
-            self.name: _version(self.calculator),
-            "calculator": self.calculator,
-            "source": _source_digest(type(calculator)),
-            "arguments": {name: _contents(value) for name, value in self.arguments.items()},
-            "ase": metadata.version("ase"),
-            "property": property_name,
-            **{name: plain(getattr(self, name)) for name in names},
-        }
+        return self._fingerprint(
+            property_name,
+            **{self.name: _version(self.calculator)},
+            calculator=self.calculator,
+            source=_source_digest(type(calculator)),
+            arguments={name: _contents(value) for name, value in self.arguments.items()},
+            ase=metadata.version("ase"),
+        )
 
     def preflight(self) -> None:
         """Raise :class:`EngineNotReady` if the calculator cannot be imported and made."""
         self._calculator()
-
-    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
-        """A failure that needs no calculation, or ``None``: atoms too close."""
-        check_property(property_name)
-        return too_close(crystal, self.min_distance, self.min_distance_factor)
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run the calculation in this process; a failure is a result with its status and message."""
@@ -164,6 +146,9 @@ class AseEngine:
                 status = Status.UNSUPPORTED_ELEMENT if type(error) is NotImplementedError else Status.ENGINE_ERROR
                 result = Result.failure(status, _one_line(error))
         return dataclasses.replace(checked(result, property_name), seconds=time.process_time() - start)
+
+    def _needs_pairs(self, property_name: str) -> bool:
+        return False  # of electrons the calculator knows
 
     # One method per property, named after it.
 

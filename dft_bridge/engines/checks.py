@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ def to_atoms(crystal: Crystal) -> Atoms:
     return Atoms(numbers=crystal.numbers, cell=crystal.lattice, scaled_positions=crystal.frac_coords, pbc=True)
 
 
+def symbols_of(crystal: Crystal) -> list[str]:
+    """The element of each site."""
+    return [chemical_symbols[int(z)] for z in crystal.numbers]
+
+
 def closest_pair(crystal: Crystal, min_distance: float, factor: float) -> tuple[int, int, float] | None:
     """The closest pair (i, j, distance in Å) below its limit, periodic images included, or ``None``."""
     radii = covalent_radii[np.asarray(crystal.numbers)]
@@ -47,7 +53,7 @@ def too_close(crystal: Crystal, min_distance: float, factor: float) -> Result | 
     pair = closest_pair(crystal, min_distance, factor)
     if pair is None:
         return None
-    first, second = (chemical_symbols[int(crystal.numbers[site])] for site in pair[:2])
+    first, second = (symbols_of(crystal)[site] for site in pair[:2])
     message = f"{first} and {second} are {pair[2]:.2f} Å apart"
     return Result.failure(Status.ATOMS_TOO_CLOSE, message, distance=pair[2])
 
@@ -119,6 +125,12 @@ def relax(atoms: Atoms, nstep: int, fmax: float) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """Tuples as lists, so that a fingerprint equals its JSON copy."""
     return [plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def check_choice(setting: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a setting that is none of these."""
+    if value not in choices:
+        raise ValueError(f"{setting} is {value!r}; choose {' or '.join(choices)}")
 
 
 def check_property(property_name: str) -> None:

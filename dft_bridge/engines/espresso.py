@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,8 @@ from ase.units import Bohr, Ry
 from crystaljax.status import Status
 from dft_bridge.engines import pwscf, upf
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import (
-    bulk_modulus,
-    check_property,
-    checked,
-    density_of,
-    odd_electrons,
-    plain,
-    to_atoms,
-    too_close,
-)
+from dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
+from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.kpoints import kppa_mesh
 
 FOLDER_VARIABLE = "ESPRESSO_PSEUDO"
@@ -135,7 +127,7 @@ _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class EspressoEngine:
+class EspressoEngine(PresetEngine):
     """Band gap, bulk modulus and density from ``pw.x``.
 
     Presets (``EspressoEngine.preset(name, **overrides)``, the numbers are in :data:`PRESETS`): ``crystalgym`` has the
@@ -176,7 +168,14 @@ class EspressoEngine:
         min_distance: atoms closer than this (Å) are refused.
     """
 
-    name: str = dataclasses.field(default="espresso", init=False)
+    engine = "espresso"
+    method_version = METHOD_VERSION
+    presets = PRESETS
+    per_property = ("cutoff", "kppa", "width")
+    shared_settings = _SHARED_SETTINGS
+    own_settings = _OWN_SETTINGS
+
+    name: str = dataclasses.field(default=engine, init=False)
     pseudopotentials: str = dataclasses.field(default_factory=lambda: os.environ.get(FOLDER_VARIABLE, ""))
     command: str = ""
     band_gap_cutoff: float = 80.0
@@ -207,35 +206,21 @@ class EspressoEngine:
     min_distance: float = 0.6
 
     def __post_init__(self) -> None:
-        if self.modulus_at not in ("cell", "relaxed"):
-            raise ValueError(f"modulus_at is {self.modulus_at!r}; choose cell or relaxed")
+        check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
         unknown = sorted(set(self.ladder) - {rung.name for rung in RUNGS})
         if unknown:
             raise ValueError(f"no rung {', '.join(unknown)}; choose from {', '.join(rung.name for rung in RUNGS)}")
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> EspressoEngine:
-        """The engine with the settings of a preset; any field may be overridden by keyword."""
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r} of the espresso engine; choose one of {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **overrides})
-
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property (JSON-able)."""
-        check_property(property_name)
-        names = [f"{property_name}_{what}" for what in ("cutoff", "kppa", "width")]
-        names += [*_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
-        return {
-            "engine": self.name,
-            "method": METHOD_VERSION,
-            self.name: pwscf.find_program(self.command).version,
-            "pseudopotential_files": upf.digest(self._files()),
-            "xc": "PBE",
-            "spin": False,
-            "property": property_name,
-            "ladder": [dataclasses.asdict(rung) for rung in self.rungs(property_name)],
-            **{name: plain(getattr(self, name)) for name in names},
-        }
+        return self._fingerprint(
+            property_name,
+            **{self.name: pwscf.find_program(self.command).version},
+            pseudopotential_files=upf.digest(self._files()),
+            xc="PBE",
+            spin=False,
+            ladder=[dataclasses.asdict(rung) for rung in self.rungs(property_name)],
+        )
 
     def rungs(self, property_name: str) -> list[Rung]:
         """What is tried for an SCF of this property, in order."""
@@ -254,20 +239,6 @@ class EspressoEngine:
             self._files()
         except (upf.UpfError, OSError) as error:
             raise EngineNotReady(str(error)) from error
-
-    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
-        """A failure that needs no calculation, or ``None``: no pseudopotential, atoms too close, odd electrons."""
-        check_property(property_name)
-        atoms = to_atoms(crystal)
-        missing = sorted(set(atoms.get_chemical_symbols()) - set(self._files()))
-        if missing:
-            message = f"{self.pseudopotentials} has no pseudopotential for {', '.join(missing)}"
-            return Result.failure(Status.UNSUPPORTED_ELEMENT, message)
-        refusal = too_close(crystal, self.min_distance, self.min_distance_factor)
-        needs_pairs = property_name == "band_gap" or getattr(self, f"{property_name}_width") == 0.0
-        if refusal is None and needs_pairs:
-            refusal = odd_electrons(self._electrons(atoms))
-        return refusal
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run the calculation on one core; a failure is a result with its status, its reason and the end of the log.
@@ -339,8 +310,12 @@ class EspressoEngine:
     def _files(self) -> Mapping[str, upf.UpfFile]:
         return upf.read_folder(self.pseudopotentials)
 
-    def _electrons(self, atoms: Atoms) -> int:
-        return sum(self._files()[symbol].valence for symbol in atoms.get_chemical_symbols())
+    def _lacking(self, symbols: Sequence[str]) -> str:
+        missing = sorted(set(symbols) - set(self._files()))
+        return f"{self.pseudopotentials} has no pseudopotential for {', '.join(missing)}" if missing else ""
+
+    def _electrons(self, symbols: Sequence[str]) -> int:
+        return sum(self._files()[symbol].valence for symbol in symbols)
 
     def _mesh(self, atoms: Atoms, property_name: str) -> tuple[int, int, int]:
         mesh = kppa_mesh(atoms.cell.array, len(atoms), getattr(self, f"{property_name}_kppa"))
@@ -369,7 +344,7 @@ class EspressoEngine:
             "system": {
                 "ecutwfc": cutoff,
                 "ecutrho": self._dual(atoms) * cutoff,
-                "nbnd": self._bands(self._electrons(atoms)),
+                "nbnd": self._bands(self._electrons(atoms.get_chemical_symbols())),
                 **(smearing if width else {"occupations": "fixed"}),
             },
             "electrons": {
@@ -395,7 +370,7 @@ class _Climb:
         self._engine, self._property = engine, property_name
         self._rungs = engine.rungs(property_name)
         self._mesh = engine._mesh(atoms, property_name)
-        self._electrons = engine._electrons(atoms)
+        self._electrons = engine._electrons(atoms.get_chemical_symbols())
         self._program = pwscf.find_program(engine.command)
 
     @property

@@ -16,6 +16,7 @@ import os
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +25,8 @@ from ase.data import chemical_symbols
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import (
-    bulk_modulus,
-    check_property,
-    checked,
-    density_of,
-    odd_electrons,
-    plain,
-    relax,
-    to_atoms,
-    too_close,
-)
+from dft_bridge.engines.checks import bulk_modulus, checked, density_of, relax, symbols_of, to_atoms
+from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.kpoints import kppa_mesh
 
 if TYPE_CHECKING:
@@ -99,7 +91,7 @@ _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class GpawEngine:
+class GpawEngine(PresetEngine):
     """Band gap, bulk modulus and density from GPAW.
 
     Presets (``GpawEngine.preset(name, **overrides)``, the numbers are in :data:`PRESETS`):
@@ -133,7 +125,14 @@ class GpawEngine:
         min_distance: atoms closer than this (Å) are refused.
     """
 
-    name: str = dataclasses.field(default="gpaw", init=False)
+    engine = "gpaw"
+    method_version = METHOD_VERSION
+    presets = PRESETS
+    per_property = ("cutoff", "kppa")
+    shared_settings = _SHARED_SETTINGS
+    own_settings = _OWN_SETTINGS
+
+    name: str = dataclasses.field(default=engine, init=False)
     band_gap_cutoff: float = 600.0
     band_gap_kppa: float = 1000.0
     bulk_modulus_cutoff: float = 800.0
@@ -154,36 +153,19 @@ class GpawEngine:
     min_distance_factor: float = 0.3
     min_distance: float = 0.6
 
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> GpawEngine:
-        """The engine with the settings of a preset; any field may be overridden by keyword."""
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r} of the gpaw engine; choose one of {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **overrides})
-
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property: versions, data sets, settings (JSON-able)."""
         import ase
         import gpaw
 
-        check_property(property_name)
-        return {
-            "engine": self.name,
-            "method": METHOD_VERSION,
-            "gpaw": gpaw.__version__,
-            "ase": ase.__version__,
-            "datasets": datasets_digest(_setup_paths()),
-            "xc": "PBE",
-            "spin": False,
-            "property": property_name,
-            **self._settings_of(property_name),
-        }
-
-    def _settings_of(self, property_name: str) -> dict[str, Any]:
-        """The fields that one property depends on."""
-        names = [f"{property_name}_cutoff", f"{property_name}_kppa", *_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
-        values = {name: getattr(self, name) for name in names}
-        return {name: plain(value) for name, value in values.items()}
+        return self._fingerprint(
+            property_name,
+            gpaw=gpaw.__version__,
+            ase=ase.__version__,
+            datasets=datasets_digest(_setup_paths()),
+            xc="PBE",
+            spin=False,
+        )
 
     def preflight(self) -> None:
         """Raise :class:`EngineNotReady` if GPAW, its compiled extension or its data sets are missing."""
@@ -194,21 +176,6 @@ class GpawEngine:
             raise EngineNotReady(f"GPAW cannot be imported ({error}); {INSTALL_HINT}") from error
         if dataset("O", _setup_paths()) is None:
             raise EngineNotReady(f"GPAW {gpaw.__version__} finds no PBE data sets; {INSTALL_HINT}")
-
-    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
-        """A failure that needs no calculation, or ``None``: no data set, atoms too close, odd electrons."""
-        check_property(property_name)
-        symbols = [chemical_symbols[int(z)] for z in crystal.numbers]
-        missing = sorted({s for s in symbols if dataset(s, _setup_paths()) is None})
-        if missing:
-            return Result.failure(
-                Status.UNSUPPORTED_ELEMENT, f"no PBE data set for {', '.join(missing)} in {list(_setup_paths())}"
-            )
-        refusal = too_close(crystal, self.min_distance, self.min_distance_factor)
-        # With smearing an odd count is fine for energies; a gap counted by whole bands does not exist.
-        if refusal is None and property_name == "band_gap":
-            refusal = odd_electrons(valence_electrons(crystal))
-        return refusal
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run the calculation in this process; a failure is a result with its status and message."""
@@ -237,6 +204,16 @@ class GpawEngine:
             result = Result.failure(status, text)
         return dataclasses.replace(checked(result, property_name), seconds=time.process_time() - start)
 
+    def _lacking(self, symbols: Sequence[str]) -> str:
+        missing = sorted({s for s in symbols if dataset(s, _setup_paths()) is None})
+        return f"no PBE data set for {', '.join(missing)} in {list(_setup_paths())}" if missing else ""
+
+    def _needs_pairs(self, property_name: str) -> bool:
+        return property_name == "band_gap"  # there is always a smearing
+
+    def _electrons(self, symbols: Sequence[str]) -> int:
+        return valence_electrons(symbols)
+
     # One method per property, named after it.
 
     def _band_gap(self, crystal: Crystal) -> Result:
@@ -246,7 +223,7 @@ class GpawEngine:
         60 iterations, with smearing all did in 20 or fewer; KMgF3's gap is the same within 0.0001 eV.
         """
         atoms = to_atoms(crystal)
-        occupied = valence_electrons(crystal) // 2
+        occupied = valence_electrons(symbols_of(crystal)) // 2
         calculator = self._calculator(crystal, "band_gap", bands=occupied + 1)
         atoms.calc = calculator
         atoms.get_potential_energy()
@@ -295,14 +272,14 @@ class GpawEngine:
         cutoff = getattr(self, f"{property_name}_cutoff")
         if property_name == "band_gap":
             return cutoff
-        present = {chemical_symbols[int(z)] for z in crystal.numbers}
+        present = symbols_of(crystal)
         return max([cutoff, *(hard for symbol, hard in self.hard_elements if symbol in present)])
 
     def _facts(self, crystal: Crystal, property_name: str) -> dict[str, Any]:
         """The part of ``details`` that every property shares."""
         kppa = getattr(self, f"{property_name}_kppa")
         return {
-            "valence_electrons": valence_electrons(crystal),
+            "valence_electrons": valence_electrons(symbols_of(crystal)),
             "kpoints": list(kpoint_mesh(crystal.lattice, len(crystal.numbers), kppa)),
             "cutoff": self._cutoff(crystal, property_name),
         }
@@ -317,7 +294,7 @@ class GpawEngine:
         """A silent GPAW calculator; ``bands`` is the number of bands the SCF must converge, by default the occupied."""
         from gpaw import GPAW, PW
 
-        occupied = math.ceil(valence_electrons(crystal) / 2)
+        occupied = math.ceil(valence_electrons(symbols_of(crystal)) / 2)
         kppa = getattr(self, f"{property_name}_kppa")
         return GPAW(
             mode=PW(cutoff_factor * self._cutoff(crystal, property_name)),
@@ -396,12 +373,12 @@ def datasets_digest(setup_paths: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def valence_electrons(crystal: Crystal) -> int:
+def valence_electrons(symbols: Sequence[str]) -> int:
     """Electrons outside the frozen cores; raises ``ValueError`` for an element without a data set."""
     total = 0
-    for number in crystal.numbers:
-        found = dataset(chemical_symbols[int(number)], _setup_paths())
+    for symbol in symbols:
+        found = dataset(symbol, _setup_paths())
         if found is None:
-            raise ValueError(f"GPAW has no PBE data set for {chemical_symbols[int(number)]}")
+            raise ValueError(f"GPAW has no PBE data set for {symbol}")
         total += found.valence
     return total

@@ -19,19 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from ase.data import atomic_masses, chemical_symbols
+from ase import Atoms
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import (
-    AMU_PER_A3,
-    bulk_modulus,
-    check_property,
-    checked,
-    odd_electrons,
-    plain,
-    too_close,
-)
+from dft_bridge.engines.checks import bulk_modulus, check_choice, check_property, checked, density_of, symbols_of
+from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
 
 if TYPE_CHECKING:
@@ -101,7 +94,6 @@ _SHARED_SETTINGS = (
     "min_distance_factor",
     "min_distance",
 )
-_SYMMETRIES = ("crystal", "skeleton")
 _BATCHES_PER_JOB = 4  # lanes are refilled within a job
 _USUAL_BATCH = 64  # where the GPU's memory decides
 _WORKER_GROWTH = str(2 * 10**9)  # bytes; loky ends workers that grow by more, and compiled programs stay in memory
@@ -110,7 +102,7 @@ _CUTOFF_STEP = 5.0  # Ha; cut-offs are rounded up to a multiple, so that few pro
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanewaveEngine:
+class PlanewaveEngine(PresetEngine):
     """Band gap, bulk modulus and density from batched plane-wave DFT, without spin.
 
     Attributes:
@@ -144,7 +136,14 @@ class PlanewaveEngine:
             holds. Changes no number.
     """
 
-    name: str = dataclasses.field(default="planewave", init=False)
+    engine = "planewave"
+    method_version = METHOD_VERSION
+    presets = PRESETS
+    per_property = ("cutoff", "kppa", "width")
+    shared_settings = _SHARED_SETTINGS
+    own_settings = _OWN_SETTINGS
+
+    name: str = dataclasses.field(default=engine, init=False)
     functional: str = "PBE"
     pseudopotentials: str = SHIPPED_NAME
     band_gap_cutoff: float | str = "tight"
@@ -176,38 +175,21 @@ class PlanewaveEngine:
     batch: int = 0
 
     def __post_init__(self) -> None:
-        if self.symmetry not in _SYMMETRIES:
-            raise ValueError(f"symmetry is {self.symmetry!r}; choose one of {', '.join(_SYMMETRIES)}")
-        if self.modulus_at not in ("cell", "relaxed"):
-            raise ValueError(f"modulus_at is {self.modulus_at!r}; choose cell or relaxed")
-        if self.functional not in ("PBE", "LDA"):
-            raise ValueError(f"functional is {self.functional!r}; choose PBE or LDA")
-
-    @classmethod
-    def preset(cls, name: str, **overrides: Any) -> PlanewaveEngine:
-        """The engine with the settings of a preset; any field may be overridden by keyword."""
-        if name not in PRESETS:
-            raise ValueError(f"no preset {name!r} of the planewave engine; choose one of {', '.join(PRESETS)}")
-        return cls(**{**PRESETS[name], **overrides})
+        check_choice("symmetry", self.symmetry, ("crystal", "skeleton"))
+        check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
+        check_choice("functional", self.functional, ("PBE", "LDA"))
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property (JSON-able)."""
         check_property(property_name)
-        names = [f"{property_name}_{what}" for what in ("cutoff", "kppa", "width")]
-        names += [*_SHARED_SETTINGS, *_OWN_SETTINGS[property_name]]
-        settings = {name: plain(getattr(self, name)) for name in names}
-        cutoff = settings[f"{property_name}_cutoff"]
-        if isinstance(cutoff, str):
-            settings["cutoff_table"] = cutoff_table(cutoff)
-        return {
-            "engine": self.name,
-            "method": METHOD_VERSION,
-            "pseudopotentials": self.pseudo_set().name,
-            "pseudopotential_files": self.pseudo_set().digest,
-            "spin": False,
-            "property": property_name,
-            **settings,
-        }
+        cutoff = getattr(self, f"{property_name}_cutoff")
+        return self._fingerprint(
+            property_name,
+            pseudopotentials=self.pseudo_set().name,
+            pseudopotential_files=self.pseudo_set().digest,
+            spin=False,
+            **({"cutoff_table": cutoff_table(cutoff)} if isinstance(cutoff, str) else {}),
+        )
 
     def pseudo_set(self) -> PseudoSet:
         """The pseudopotentials, read once per process."""
@@ -224,19 +206,6 @@ class PlanewaveEngine:
                 f"the pseudopotentials {found.name} are for {found.functional}, the engine is for {self.functional}; "
                 f"set functional={found.functional!r} or name a folder of {self.functional} files"
             )
-
-    def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
-        """A failure that needs no calculation, or ``None``: no pseudopotential, atoms too close, odd electrons."""
-        check_property(property_name)
-        symbols = symbols_of(crystal)
-        missing = sorted({s for s in symbols if s not in self.pseudo_set()})
-        if missing:
-            return Result.failure(Status.UNSUPPORTED_ELEMENT, f"{self.pseudo_set().name} has no {', '.join(missing)}")
-        refusal = too_close(crystal, self.min_distance, self.min_distance_factor)
-        needs_pairs = property_name == "band_gap" or getattr(self, f"{property_name}_width") == 0.0
-        if refusal is None and needs_pairs:
-            refusal = odd_electrons(self._electrons(symbols))
-        return refusal
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run one calculation in this process; a failure is a result with its status and message."""
@@ -383,6 +352,10 @@ class PlanewaveEngine:
             )
         return _CUTOFF_STEP * math.ceil(max(table[s] for s in symbols) / _CUTOFF_STEP)
 
+    def _lacking(self, symbols: Sequence[str]) -> str:
+        missing = sorted({s for s in symbols if s not in self.pseudo_set()})
+        return f"{self.pseudo_set().name} has no {', '.join(missing)}" if missing else ""
+
     def _electrons(self, symbols: Sequence[str]) -> int:
         return sum(self.pseudo_set().valence(s) for s in symbols)
 
@@ -439,7 +412,6 @@ class PlanewaveEngine:
 
     def _density(self, symbols: Sequence[str], cell: RelaxedCell, details: dict[str, Any]) -> Result:
         """g/cm3 of the relaxed cell."""
-        mass = sum(atomic_masses[chemical_symbols.index(s)] for s in symbols)
         details |= {
             "relaxed": cell.relaxed,
             "ionic_steps": cell.steps,
@@ -447,12 +419,7 @@ class PlanewaveEngine:
             "frac_coords": cell.frac_coords.tolist(),
             "pressure": cell.pressure,
         }
-        return Result(float(mass / abs(np.linalg.det(cell.lattice)) * AMU_PER_A3), Status.OK, details=details)
-
-
-def symbols_of(crystal: Crystal) -> list[str]:
-    """The element of each site."""
-    return [chemical_symbols[int(z)] for z in crystal.numbers]
+        return Result(density_of(Atoms(symbols, cell=cell.lattice)), Status.OK, details=details)
 
 
 @functools.cache

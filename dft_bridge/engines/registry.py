@@ -30,6 +30,28 @@ def is_engine(name: str) -> bool:
     return name in ENGINES or name.startswith(PREFIX)
 
 
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what is not a setting of the engine, for the command line and configuration files.
+
+    Raises:
+        ValueError: an option is unknown, with the known ones.
+    """
+    settings = {} if name not in ENGINES and not name.startswith(PREFIX) else _settings(_split(name)[0])
+    unknown = sorted(set(options) - set(settings))
+    if unknown:
+        known = f"it has {', '.join(settings)}" if settings else "it has none"
+        raise ValueError(f"{', '.join(unknown)}: not an option of the {name} engine; {known}")
+
+
+def _split(name: str) -> tuple[str, dict[str, str]]:
+    """The engine of a name, and what the name says besides."""
+    return ("ase", {"calculator": name.removeprefix(PREFIX)}) if name.startswith(PREFIX) else (name, {})
+
+
+def _settings(engine: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(ENGINES[engine]) if field.init]
+
+
 def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:
     """The engine ``name`` with the settings of ``preset``, single settings overridden by keyword.
 
@@ -39,11 +61,11 @@ def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:
         ValueError: unknown engine or preset, with the known ones, or a value that a setting cannot have.
         TypeError: an override is not a setting of the engine; the message lists the settings.
     """
-    if name.startswith(PREFIX):
-        name, overrides = "ase", {"calculator": name.removeprefix(PREFIX), **overrides}
+    name, implied = _split(name)
+    overrides = {**implied, **overrides}
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}; choose one of {', '.join(ENGINES)}")
-    settings = [field.name for field in dataclasses.fields(ENGINES[name]) if field.init]
+    settings = _settings(name)
     unknown = sorted(set(overrides) - set(settings))
     if unknown:
         raise TypeError(f"{', '.join(unknown)}: not a setting of the {name} engine; it has {', '.join(settings)}")

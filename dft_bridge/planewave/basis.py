@@ -50,7 +50,7 @@ class Basis:
         from_density_box: int32 [G].
         to_density_wave_box: int32 [points of the half wave box], G for none.
         images: int32 [S, G], the vector that operation s turns into this one, up to its sign.
-        image_signs: [S, G], +1, or -1 if it is the opposite one.
+        image_signs: int8 [S, G], +1, or -1 if it is the opposite one.
         image_phases: complex128 [S, G].
         ewald: splitting and ranges of the sums over ions.
         start_damping: [K, P], how much of each plane wave random starting waves have.
@@ -250,4 +250,4 @@ def _images(half: np.ndarray, symmetry: Symmetry) -> tuple[np.ndarray, np.ndarra
     result = np.array(images, np.int32)
     if (result < 0).any():
         raise ValueError("the symmetry operations do not fit the lattice; is it distorted beyond the tolerance?")
-    return result, np.array(signs, float), np.array(phases)
+    return result, np.array(signs, np.int8), np.array(phases)

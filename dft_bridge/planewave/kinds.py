@@ -26,7 +26,8 @@ from dft_bridge.planewave.solver import ExtraPoints, Solver
 
 _BAND_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of bands that programs are compiled for."""
-_REMEMBERED = 32
+_REMEMBERED = 12
+"""Solvers; the plane waves of one take some 50 MB."""
 _MOST_LANES = 256
 _MOST_MAPS = 30_000
 """Linux gives a process 65,530 memory maps; each program that XLA compiles for a CPU keeps hundreds, then it aborts."""
@@ -136,7 +137,10 @@ class Workbench:
         symmetry = kind.symmetry
         points, weights = reduce_points(special_points(), symmetry)
         basis = make_basis(np.array(kind.lattice) / Bohr, kind.cutoff, points, weights, symmetry, kind.stretch)
-        return ExtraPoints(basis, *nearest_waves(self.solver(kind).basis, basis))
+        mesh = self.solver(kind).basis
+        # The largest arrays, and the same in both: how the symmetry turns the density.
+        shared = {name: getattr(mesh, name) for name in ("images", "image_signs", "image_phases")}
+        return ExtraPoints(basis.replace(**shared), *nearest_waves(mesh, basis))
 
     def problems(self, kind: Kind, symbols: Sequence[Sequence[str]], scales: Sequence[float] = (1.0,)) -> Problem:
         """Every crystal ([N] symbols) at every volume (relative to the kind's), crystals first."""

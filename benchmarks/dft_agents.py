@@ -1,0 +1,100 @@
+"""PPO, DQN, Rainbow and SAC on real DFT rewards, one results store, each run interrupted and resumed.
+
+    python benchmarks/dft_agents.py [--agents ppo dqn rainbow sac random] [--task BandGap-C2-v0] [--calculations 220]
+        [--folder runs/dft-agents] [--store FILE] [--workers N]
+
+Every agent trains through the command line until it has spent its calculations (or its episodes); halfway it gets
+Ctrl-C, and ``--resume`` goes on. The settings are for a few hundred calculations: larger steps than the defaults, and
+replay that begins early. ``crystaljax report`` makes a page of the runs.
+
+The table compares agents after the same number of distinct crystals with a calculation, as ``main_job.py`` does. The
+last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from main_job import Curve, read_curve, summary
+
+EPISODES, LANES = 960, 16
+REPLAY = "--learning-rate 1e-3 --start 320 --train-every 2".split()
+EXPLORATION = "--exploration 0.5 --target-every 200".split()
+SETTINGS = {
+    "ppo": "--steps 5 --learning-rate 1.5e-3 --epochs 8 --entropy 0.02 --target-kl 0.05".split(),
+    "dqn": [*REPLAY, *EXPLORATION],
+    "rainbow": [*REPLAY, *EXPLORATION],
+    "sac": [*REPLAY, "--alpha", "0.05"],
+    "random": ["--steps", "5"],
+}
+"""Flags of each agent."""
+
+
+def episodes_of(folder: Path) -> int:
+    """Episodes that a run has written so far."""
+    path = folder / "episodes.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def train(command: list[str], folder: Path, interrupt_at: int | None = None) -> None:
+    """Run the command line; Ctrl-C it after so many episodes. Raises ``CalledProcessError`` if it fails."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while interrupt_at is not None and process.poll() is None:
+        if episodes_of(folder) >= interrupt_at:
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(1.0)
+    code = process.wait()
+    if code not in (0, 130):  # 130: stopped by Ctrl-C
+        raise subprocess.CalledProcessError(code, command)
+
+
+def run(agent: str, arguments: argparse.Namespace) -> Curve:
+    """Train one agent (or go on), with an interruption halfway, and read its curve."""
+    folder = arguments.folder / agent
+    places = ["--max-dft-calls", str(arguments.calculations)]
+    for flag in ("store", "workers"):
+        if getattr(arguments, flag) is not None:
+            places += [f"--{flag}", str(getattr(arguments, flag))]
+    crystaljax = [sys.executable, "-m", "crystaljax.cli", "train"]
+    resume = [*crystaljax, "--resume", "--run", str(folder), *places]
+    start = time.perf_counter()
+    if not (folder / "config.json").exists():
+        fresh = [*crystaljax, "--task", arguments.task, "--agent", agent, "--episodes", str(EPISODES)]
+        fresh += ["--lanes", str(LANES), "--seed", str(arguments.seed), "--run", str(folder)]
+        # Half of the calculations, if about every second crystal is refused for its electrons.
+        train([*fresh, *SETTINGS[agent], *places], folder, interrupt_at=arguments.calculations)
+    train(resume, folder)
+    curve = read_curve(folder)
+    print(f"{agent}: {curve.calculations[-1]} distinct, {time.perf_counter() - start:.0f} s", flush=True)
+    return curve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--agents", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--task", default="BandGap-C2-v0")
+    parser.add_argument("--calculations", type=int, default=220, help="that each run may pay for")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/dft-agents"))
+    parser.add_argument("--store", type=Path, help="results store (default: the user's)")
+    parser.add_argument("--workers", type=int)
+    arguments = parser.parse_args()
+    curves = {agent: run(agent, arguments) for agent in arguments.agents}
+    budget = min(int(curve.calculations[-1]) for curve in curves.values())
+    table = {agent: summary(curve, budget, 1.12) for agent, curve in curves.items()}
+    columns = list(next(iter(table.values())))
+    print(f"\nwithin {budget} distinct DFT calculations\n{'':>8}" + "".join(f"{name:>22}" for name in columns))
+    for agent, row in table.items():
+        print(f"{agent:>8}" + "".join(f"{row[name]:>22.3f}" for name in columns))
+    print(json.dumps({"task": arguments.task, "budget": budget, **table}))
+
+
+if __name__ == "__main__":
+    main()
