@@ -76,7 +76,7 @@ class RunConfig:
     network: str = "transformer"
     engine: str = "planewave"
     preset: str = "fast"
-    engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    engine_options: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     vocabulary: str = "small"
     mode: str = ""
     target: float | None = None

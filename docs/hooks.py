@@ -144,7 +144,7 @@ def task_cards() -> str:
     for name, objective in OBJECTIVES.items():
         own = [task for task in registered if task.property == name]
         rows = [_task_row(task) for task in own]
-        header = ("id", "crystals", "decisions", "distinct crystals, small vocabulary")
+        header = ("id", "crystals", "decisions", "distinct crystals, small vocabulary", "values from", "best crystals")
         cards += [f"## {name.replace('_', ' ').capitalize()}", _objective_card(objective), table(header, rows)]
     return "\n\n".join(cards)
 
@@ -162,14 +162,27 @@ def _objective_card(objective: Objective) -> str:
     return table(("", ""), rows)
 
 
-def _task_row(task: Task) -> tuple[str, str, str, str]:
+def _task_row(task: Task) -> tuple[str, ...]:
     from crystaljax import library
 
     skeletons = library.crystals(task.crystals)
     decisions = sorted({decisions_of(skeleton, task.mode) for skeleton in skeletons})
     distinct = sum(distinct_crystals(skeleton, task.mode, 18) for skeleton in skeletons)
     steps = f"{decisions[0]}" if len(decisions) == 1 else f"{decisions[0]} to {decisions[-1]}"
-    return f"`{task.id}`", task.crystals, steps, f"{distinct:,}"
+    source, best = ("DFT", "not known") if task.evaluator is None else optimum(task)
+    return f"`{task.id}`", task.crystals, steps, f"{distinct:,}", source, best
+
+
+def optimum(task: Task) -> tuple[str, str]:
+    """Where the values of a task with a table come from, and its best crystals: formula, value, reward."""
+    from crystaljax import tables
+    from crystaljax.rewards import OBJECTIVES
+
+    objective, known = OBJECTIVES[task.property], tables.load(f"{task.property}-{task.crystals}")
+    rewards = np.asarray(objective.reward(known.values, known.statuses, objective.target))
+    best = [known.entries[index] for index in np.flatnonzero(rewards == rewards.max())]
+    shown = ", ".join(f"{''.join(entry.elements)} {entry.value:.3f} {objective.unit}" for entry in best)
+    return known.label, f"{shown} (reward {rewards.max():.4f})"
 
 
 def decisions_of(skeleton: Skeleton, mode: str) -> int:
@@ -195,7 +208,7 @@ def skeleton_table() -> str:
     from crystaljax import library
 
     rows = []
-    for name in (*library.BENCHMARK_ROWS, "PerovskiteABX3", "RocksaltAB"):
+    for name in (*library.BENCHMARK_ROWS, *library.PROTOTYPES):
         (skeleton,) = library.crystals(name)
         kinds = np.unique(skeleton.species, return_inverse=True)[1]
         group = spglib.get_spacegroup((skeleton.lattice, skeleton.frac_coords, kinds), symprec=1e-3)
