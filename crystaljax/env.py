@@ -72,7 +72,9 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
 
     *Reward*: float32 [], see :mod:`crystaljax.rewards`. *Info*: ``value`` (float32 [], property of a finished
     crystal, NaN if it failed, 0 before the end), ``status`` (int32 [], :class:`crystaljax.status.Status`, ``OK``
-    before the end), ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``.
+    before the end), ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``. Where the
+    evaluator knows all outcomes (an exact table) also ``regret`` (float32 [], how much more the best crystal earns, 0
+    before the end).
     """
 
     def __init__(
@@ -115,10 +117,11 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         self.vocabulary = get_vocabulary(vocabulary)
         self.mode = mode
         self.observation_type = observation
-        self.table: SkeletonTable = stack(self.skeletons, by_orbit=mode == "orbit")
+        by_orbit = mode == "orbit"
+        self.table: SkeletonTable = stack(self.skeletons, by_orbit)
         self.horizons = np.asarray(self.table.n_decisions)
         self.in_phase = in_phase
-        self.evaluator = evaluators.bind(evaluator, self.skeletons, self.objective.property)
+        self.evaluator = evaluators.bind(evaluator, self.skeletons, self.objective.property, self.vocabulary, by_orbit)
         self._name = name
         self._numbers = jnp.asarray(self.vocabulary.numbers)
 
@@ -209,8 +212,17 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
             "skeleton": state.skeleton,
             "discount": 1.0 - finished.astype(jnp.float32),
         }
+        if self.evaluator.landscape is not None:
+            info["regret"] = jnp.where(finished, self.best_reward(params) - reward, 0.0)
         reward = jnp.where(finished, reward, 0.0)
         return self._observe(state, row, params), state, reward, finished, info
+
+    def best_reward(self, params: EnvParams) -> jax.Array:
+        """float32 [], what the best crystal earns; raises ``ValueError`` unless the evaluator knows all outcomes."""
+        if self.evaluator.landscape is None:
+            raise ValueError(f"{self.evaluator.label} does not know the best crystal; an exact table does")
+        target = jnp.asarray(params.target, jnp.float32)
+        return self.objective.reward(*self.evaluator.landscape, target).max()
 
     def observe(self, key: jax.Array, state: EnvState, action: Any, params: EnvParams) -> Any:
         """The observation of a state."""

@@ -14,8 +14,10 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from crystaljax.elements import masses
+from crystaljax import tables
+from crystaljax.elements import Vocabulary, masses
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
 from crystaljax.status import Status
 
@@ -27,14 +29,29 @@ ENTRY_POINTS = "crystaljax.evaluators"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is to be evaluated: a property of labelings of these skeletons."""
+    """What is to be evaluated: a property of labelings of these skeletons.
+
+    Attributes:
+        skeletons, property: of what, and what.
+        vocabulary: the elements that labelings are made of; ``None`` if that is not known.
+        by_orbit: whether all sites of a symmetry orbit always hold the same element.
+    """
 
     skeletons: tuple[Skeleton, ...]
     property: str
+    vocabulary: Vocabulary | None = None
+    by_orbit: bool = False
+
+
+class Landscape(NamedTuple):
+    """Every outcome that a problem has: values float32 [E] (0 for a failure) and statuses int32 [E]."""
+
+    values: jax.Array
+    statuses: jax.Array
 
 
 class BoundEvaluator(NamedTuple):
-    """An evaluator for one problem. Functions only, so that an environment stays copyable.
+    """An evaluator for one problem. Functions and arrays only, so that an environment stays copyable.
 
     Attributes:
         query: pure; (atomic numbers int32 [N], skeleton index int32 [], pending bool []) to (value float32 [],
@@ -42,11 +59,13 @@ class BoundEvaluator(NamedTuple):
         check: raises on the host, with its own type, what a query could not raise on the device (engine missing,
             disk full). Call it between compiled programs.
         label: where values come from, such as ``gpaw`` or ``surrogate: ...``; shown wherever values appear.
+        landscape: all outcomes there are, where they are known; the environment then tells the regret.
     """
 
     query: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     check: Callable[[], None]
     label: str
+    landscape: Landscape | None = None
 
 
 class Evaluator(Protocol):
@@ -108,6 +127,86 @@ UNRELAXED_DENSITY = FunctionEvaluator(
 
 
 @dataclasses.dataclass(frozen=True)
+class TableEvaluator:
+    """Looks values up in a table: exact, on the device, one gather a query. Symmetric labelings share an entry.
+
+    Attributes:
+        table: the results of every crystal of a skeleton over a vocabulary; ``None`` takes the one that the package
+            ships for the problem.
+    """
+
+    table: tables.Table | None = None
+
+    def bind(self, problem: Problem) -> BoundEvaluator:
+        """The evaluator; raises :class:`crystaljax.tables.TableError` for a problem that the table does not fit."""
+        table = _shipped_table(problem) if self.table is None else self.table
+        _refuse_misfit(table, problem)
+        row = jnp.asarray(tables.labelings(table.skeleton, table.vocabulary)[1])
+        valid = table.statuses == Status.OK
+        landscape = Landscape(
+            jnp.asarray(np.where(valid, table.values, 0.0), jnp.float32), jnp.asarray(table.statuses, jnp.int32)
+        )
+        # The site that stands for each orbit, and the place value of its element in the index of a labeling.
+        _, sites = np.unique(table.skeleton.orbits, return_index=True)
+        size = len(table.vocabulary)
+        weights = jnp.asarray(size ** np.arange(len(sites))[::-1], jnp.int32)
+        index = np.zeros(table.vocabulary.numbers.max() + 1, np.int32)
+        index[table.vocabulary.numbers[:size]] = np.arange(size)
+        index_of_element = jnp.asarray(index)
+
+        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
+            del skeleton, pending
+            entry = row[(index_of_element[numbers[sites]] * weights).sum()]
+            return landscape.values[entry], landscape.statuses[entry]
+
+        return BoundEvaluator(query, _nothing_to_check, table.label, landscape)
+
+
+def _shipped_table(problem: Problem) -> tables.Table:
+    """The table of the package for a problem; a problem of several skeletons has none."""
+    digests = {skeleton.digest for skeleton in problem.skeletons}
+    for name in tables.shipped():
+        if name.startswith(f"{problem.property}-"):
+            table = tables.load(name)
+            if digests == {table.skeleton.digest}:
+                return table
+    names = ", ".join(skeleton.name for skeleton in problem.skeletons)
+    raise tables.TableError(
+        f"the package has no table of {problem.property} for {names}, only {', '.join(tables.shipped()) or 'none'}; "
+        "choose a task with a table, or make one: python -m benchmarks.make_tables"
+    )
+
+
+def _refuse_misfit(table: tables.Table, problem: Problem) -> None:
+    """Raise ``TableError`` unless the table holds every labeling of the problem."""
+    if problem.property != table.property:
+        raise tables.TableError(
+            f"table {table.name} holds {table.property}, not {problem.property}; choose another table or task"
+        )
+    for skeleton in problem.skeletons:
+        if skeleton.digest != table.skeleton.digest:
+            raise tables.TableError(
+                f"table {table.name} is for the cell and sites of {table.skeleton.name} ({table.skeleton.source}), "
+                f"which {skeleton.name} does not have (lengths in Å, angles: {skeleton.parameters.round(4).tolist()}, "
+                f"not {table.skeleton.parameters.round(4).tolist()}); design crystals on crystaljax.library.PROTOTYPES"
+            )
+    elements = table.vocabulary.symbols
+    outside = [s for s in (problem.vocabulary.symbols if problem.vocabulary else ()) if s not in elements]
+    if problem.vocabulary is None or outside:
+        asked = f"{' '.join(outside)} of vocabulary {problem.vocabulary.name}" if problem.vocabulary else "any"
+        raise tables.TableError(
+            f"table {table.name} holds the elements {' '.join(elements)}, not {asked}; "
+            f"use vocabulary {table.vocabulary.name!r}"
+        )
+    orbits = int(table.skeleton.orbits.max()) + 1
+    if not problem.by_orbit and orbits < table.skeleton.n_sites:
+        raise tables.TableError(
+            f"table {table.name} has one element on each of the {orbits} orbits of {table.skeleton.n_sites} sites; "
+            "use mode='orbit'"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Deferred:
     """Evaluates nothing: every finished crystal is ``Status.PENDING``. For :class:`crystaljax.delayed.DelayedRewards`.
 
@@ -127,7 +226,7 @@ class Deferred:
         return BoundEvaluator(query, _nothing_to_check, self.label)
 
 
-_BUILT_IN: dict[str, Evaluator] = {"unrelaxed-density": UNRELAXED_DENSITY}
+_BUILT_IN: dict[str, Evaluator] = {"table": TableEvaluator(), "unrelaxed-density": UNRELAXED_DENSITY}
 
 
 def available() -> list[str]:
@@ -152,6 +251,12 @@ def evaluator(choice: str | Evaluator | None) -> Evaluator:
     raise ValueError(f"unknown evaluator {name!r}: use one of {available()} or an object with bind(problem)")
 
 
-def bind(choice: str | Evaluator | None, skeletons: Sequence[Skeleton], property_name: str) -> BoundEvaluator:
-    """Resolve an evaluator by name and bind it."""
-    return evaluator(choice).bind(Problem(tuple(skeletons), property_name))
+def bind(
+    choice: str | Evaluator | None,
+    skeletons: Sequence[Skeleton],
+    property_name: str,
+    vocabulary: Vocabulary | None = None,
+    by_orbit: bool = False,
+) -> BoundEvaluator:
+    """Resolve an evaluator by name and bind it; the rest as for :class:`Problem`."""
+    return evaluator(choice).bind(Problem(tuple(skeletons), property_name, vocabulary, by_orbit))

@@ -1,4 +1,4 @@
-"""Built-in skeletons: the benchmark crystals, the five-site set and two prototypes.
+"""Built-in skeletons: the benchmark crystals, the five-site set and cubic prototypes.
 
 The benchmark crystals and the five-site set are rows of the MP-20 validation split, from the Materials Project
 (CC-BY 4.0); ids are in the data file and in each skeleton's ``source``.
@@ -25,6 +25,12 @@ PEROVSKITE_A = 3.795
 """Å; the cubic perovskite prototype CaTiO3, AFLOW AB3C_cP5_221_a_c_b."""
 ROCKSALT_A = 5.63931
 """Å, conventional cell; the rocksalt prototype NaCl, AFLOW AB_cF8_225_a_b."""
+ZINCBLENDE_A = 5.40930
+"""Å, conventional cell; the zincblende prototype ZnS, AFLOW AB_cF8_216_c_a."""
+CSCL_A = 4.07925
+"""Å; the prototype CsCl, AFLOW AB_cP2_221_b_a."""
+FLUORITE_A = 5.46310
+"""Å, conventional cell; the fluorite prototype CaF2, AFLOW AB2_cF12_225_a_c."""
 
 
 @functools.cache
@@ -63,29 +69,59 @@ def perovskite() -> Skeleton:
     return Skeleton("PerovskiteABX3", PEROVSKITE_A * np.eye(3), np.array(sites), species, source)
 
 
+# The Niggli-reduced primitive cell of the face-centred cubic lattice: three 60 degree angles.
+_FCC = np.array([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]])
+
+
 @functools.cache
 def rocksalt() -> Skeleton:
     """Binary rocksalt AB (NaCl's prototype cell), primitive."""
-    # The Niggli-reduced primitive cell of the face-centred cubic lattice: three 60 degree angles.
-    lattice = ROCKSALT_A / 2 * np.array([[0.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
     sites = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
-    return Skeleton("RocksaltAB", lattice, sites, ("Na", "Cl"), "AFLOW AB_cF8_225_a_b")
+    return Skeleton("RocksaltAB", ROCKSALT_A * _FCC, sites, ("Na", "Cl"), "AFLOW AB_cF8_225_a_b")
+
+
+@functools.cache
+def zincblende() -> Skeleton:
+    """Binary zincblende AB (ZnS's prototype cell), primitive."""
+    sites = np.array([[0.0, 0.0, 0.0], [0.25, 0.25, 0.25]])
+    return Skeleton("ZincblendeAB", ZINCBLENDE_A * _FCC, sites, ("Zn", "S"), "AFLOW AB_cF8_216_c_a")
+
+
+@functools.cache
+def cscl() -> Skeleton:
+    """Binary AB in the structure of CsCl (its prototype cell)."""
+    sites = np.array([[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
+    return Skeleton("CsClAB", CSCL_A * np.eye(3), sites, ("Cs", "Cl"), "AFLOW AB_cP2_221_b_a")
+
+
+@functools.cache
+def fluorite() -> Skeleton:
+    """Fluorite AX2 (CaF2's prototype cell), primitive: A on the corner, X on both tetrahedral sites."""
+    sites = np.array([[0.0, 0.0, 0.0], [0.25, 0.25, 0.25], [0.75, 0.75, 0.75]])
+    return Skeleton("FluoriteAX2", FLUORITE_A * _FCC, sites, ("Ca", "F", "F"), "AFLOW AB2_cF12_225_a_c")
+
+
+PROTOTYPES = {
+    "PerovskiteABX3": perovskite,
+    "RocksaltAB": rocksalt,
+    "ZincblendeAB": zincblende,
+    "CsClAB": cscl,
+    "FluoriteAX2": fluorite,
+}
+"""The skeletons of prototypes, by name."""
 
 
 def crystals(name: str) -> tuple[Skeleton, ...]:
-    """The skeletons of a task: ``C1`` ... ``C7``, ``Mixed``, ``Five``, ``PerovskiteABX3``, ``RocksaltAB``.
+    """The skeletons of a task: ``C1`` ... ``C7``, ``Mixed``, ``Five``, or one of :data:`PROTOTYPES`.
 
     Raises:
         ValueError: for another name.
     """
     if name in BENCHMARK_ROWS:
         return (benchmark(name),)
-    sets = {
-        "Mixed": lambda: tuple(benchmark(member) for member in MIXED),
-        "Five": five_site,
-        "PerovskiteABX3": lambda: (perovskite(),),
-        "RocksaltAB": lambda: (rocksalt(),),
-    }
+    if name in PROTOTYPES:
+        return (PROTOTYPES[name](),)
+    sets = {"Mixed": lambda: tuple(benchmark(member) for member in MIXED), "Five": five_site}
     if name not in sets:
-        raise ValueError(f"unknown crystals {name!r}: use one of {', '.join([*BENCHMARK_ROWS, *sets])}")
+        raise ValueError(f"unknown crystals {name!r}: use one of {', '.join([*BENCHMARK_ROWS, *sets, *PROTOTYPES])}")
     return sets[name]()

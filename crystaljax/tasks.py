@@ -1,4 +1,4 @@
-"""The registered tasks: every property times every set of crystals, by id."""
+"""The registered tasks: every property times every set of crystals, and the tasks with an exact table, by id."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ MODES = ("site", "orbit", "substitution")
 """Modes of the environment, see :class:`crystaljax.env.CrystalEnv`."""
 SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")
 ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
+TABLES = {
+    "band_gap": ("RocksaltAB", "ZincblendeAB"),
+}
+"""Prototypes whose crystals are all known, by property: :mod:`crystaljax.tables` has their values."""
+TABLE_NAMES = {"RocksaltAB": "Rocksalt", "ZincblendeAB": "Zincblende", "CsClAB": "CsCl", "FluoriteAX2": "Fluorite"}
+"""How the ids of tasks with a table call these prototypes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +34,14 @@ class Task:
         property: key of :data:`crystaljax.rewards.OBJECTIVES`, which holds target and reward.
         crystals: name of the skeletons, see :func:`crystaljax.library.crystals`.
         mode: default mode of the environment.
+        evaluator: name of the default evaluator; ``None`` for the default DFT engine.
     """
 
     id: str
     property: str
     crystals: str
     mode: str
+    evaluator: str | None = None
 
 
 _TASKS = {
@@ -41,6 +49,12 @@ _TASKS = {
     for property_name, prefix in PREFIXES.items()
     for group, mode in ((SITE_CRYSTALS, "site"), (ORBIT_CRYSTALS, "orbit"))
     for crystals in group
+} | {
+    (task_id := f"{PREFIXES[property_name]}-{TABLE_NAMES[crystals]}-Table-v0"): Task(
+        task_id, property_name, crystals, "orbit", "table"
+    )
+    for property_name, prototypes in TABLES.items()
+    for crystals in prototypes
 }
 
 
@@ -65,6 +79,7 @@ def make_env(task_id: str, evaluator: str | Evaluator | None = None, **options: 
     chosen = task(task_id)
     options.setdefault("mode", chosen.mode)
     options.setdefault("skeletons", library.crystals(chosen.crystals))
+    evaluator = chosen.evaluator if evaluator is None else evaluator
     return CrystalEnv(chosen.property, evaluator=evaluator, name=task_id, **options)
 
 
@@ -80,7 +95,7 @@ def make(
     Args:
         task_id: one of :func:`registered_tasks`.
         evaluator: what computes the property: a name (:func:`crystaljax.evaluators.available`), an object with
-            ``bind(problem)``, or ``None`` for the default DFT engine.
+            ``bind(problem)``, or ``None`` for the task's own: its table, or else the default DFT engine.
         target: another target than the task's, in its unit.
         options: ``vocabulary`` (``small``, ``medium``, ``large`` or a ``Vocabulary``), ``mode`` (``site``, ``orbit``,
             ``substitution``), ``observation`` (``graph`` or ``flat``), ``in_phase``, and ``skeletons`` (structures of

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
@@ -25,7 +24,7 @@ class Outcome:
     Attributes:
         converged: whether the numbers mean anything.
         iterations: SCF steps, of all SCFs together.
-        energy: eV per cell (of the last SCF), free energy E - T S; NaN where it was not asked for.
+        energy: eV per cell (of the last SCF), free energy E - T S.
         fermi_level: eV.
     """
 
@@ -35,12 +34,12 @@ class Outcome:
     fermi_level: float
 
     @staticmethod
-    def facts(solution: Solution, i: int, energies: np.ndarray | None = None) -> dict[str, float]:
+    def facts(solution: Solution, i: int, energies: np.ndarray) -> dict[str, float]:
         """The fields of this class for the ``i``-th crystal; ``energies`` [n] in Ha."""
         return {
             "converged": bool(solution.converged[i]),
             "iterations": int(solution.iterations[i]),
-            "energy": math.nan if energies is None else float(energies[i]) * Hartree,
+            "energy": float(energies[i]) * Hartree,
             "fermi_level": float(solution.fermi_level[i]) * Hartree,
         }
 
@@ -111,7 +110,7 @@ def band_edges(
     if special:
         found = solver.solve(problems, bands_at, bench.special(kind), progress)
     else:
-        found = solver.solve(problems, progress=progress)
+        found = solver.solve(problems, energies, progress=progress)
     edges = []
     for i, crystal in enumerate(symbols):
         bands, residual = found.eigenvalues[i], 0.0
@@ -122,7 +121,7 @@ def band_edges(
         below, above = bands[:, occupied - 1] * Hartree, bands[:, occupied] * Hartree
         edges.append(
             BandEdges(
-                **Outcome.facts(found, i),
+                **Outcome.facts(found, i, found.extra.free),
                 homo=float(below.max()),
                 lumo=float(above.min()),
                 direct=float((above - below).min()),

@@ -175,10 +175,13 @@ class ExtraPoints:
 
 @struct.dataclass
 class ExtraBands:
-    """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, and the largest residual (Ha) of those that matter."""
+    """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, and the largest residual (Ha) of those that matter;
+    and the free energy (Ha) of the crystal.
+    """
 
     eigenvalues: jax.Array
     residual: jax.Array
+    free: jax.Array
 
 
 def bands_at(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: ExtraPoints) -> ExtraBands:
@@ -204,7 +207,8 @@ def bands_at(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: L
     start = jax.vmap(lambda k, columns: jnp.pad(lane.state.waves[k], ((0, 0), (0, 1)))[:, columns])
     waves = start(extra.nearest, extra.waves) * prepared.waves.mask[:, None].astype(settings.real_type)
     bands = scf.solve_bands(points, tables, settings, prepared, potential, waves, converge)
-    return ExtraBands(bands.eigenvalues.astype(density.volume.dtype), worst(bands).astype(density.volume.dtype))
+    free = energies(basis, tables, settings, lane, None).free
+    return ExtraBands(bands.eigenvalues.astype(free.dtype), worst(bands).astype(free.dtype), free)
 
 
 @functools.partial(jax.jit, static_argnums=2)
