@@ -49,7 +49,7 @@ GOOD = 0.9
 RESAMPLES = 10_000
 """Of the bootstrap."""
 
-REPLAY = {"lanes": 8, "steps": 5, "start": 160, "buffer": 4000, "train_every": 1, "learning_rate": 1e-3}
+REPLAY = {"lanes": 8, "steps": 5, "start": 64, "buffer": 4000, "train_every": 1, "learning_rate": 1e-3}
 ALGORITHMS: dict[str, settings.AlgorithmConfig] = {
     RANDOM: settings.RandomConfig(steps=10),
     "ga": settings.GeneticConfig(),
