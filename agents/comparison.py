@@ -295,8 +295,9 @@ def _metrics_of(group: Group, problem: Problem, known: Collection[str] | None) -
         rows["novelty of successes"] = over([metrics.novelty(c, known) for c in found])
     if _has_smact():
         for name, sets in (("", crystals), (" of successes", found)):
-            neutral, plausible = zip(*map(metrics.plausibility, sets), strict=True)
-            rows[f"charge-neutral{name}"], rows[f"plausible{name}"] = over(neutral), over(plausible)
+            judged = [metrics.plausibility(some) for some in sets]
+            rows[f"charge-neutral{name}"] = over([neutral for neutral, _ in judged])
+            rows[f"plausible{name}"] = over([plausible for _, plausible in judged])
     rows["wall time, s"] = over([metrics.wall_seconds(run.updates) for run in counted], 0)
     rows["share of it waiting for DFT"] = over([metrics.idle_share(run.updates) for run in counted])
     return rows

@@ -255,7 +255,7 @@ def load(folder: Path) -> tuple[RunConfig, list[str]]:
     """The settings of a run folder and the digests of its skeletons.
 
     Raises:
-        ValueError: if the folder is not that of a run, or that of a run of an earlier version.
+        ValueError: if the folder is not that of a run (names those in it), or that of a run of an earlier version.
     """
     path = folder / FILE
     try:
@@ -263,7 +263,9 @@ def load(folder: Path) -> tuple[RunConfig, list[str]]:
         skeletons = entries.pop("skeletons")
         return from_table(entries, str(path)), skeletons
     except FileNotFoundError:
-        raise ValueError(f"{folder} is not the folder of a run: it has no {FILE}") from None
+        inside = " ".join(str(file.parent) for file in sorted(folder.glob(f"*/{FILE}")))
+        advice = f"there are runs in it, such as {inside}" if inside else "give what was --run of a training"
+        raise ValueError(f"{folder} is not the folder of a run: it has no {FILE}; {advice}") from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(
             f"{path} is not the settings of a run that this version can read ({error}); start the run anew"

@@ -83,19 +83,9 @@ def read_all(folders: Iterable[Path]) -> list[Run]:
     """
     found: dict[Path, Path] = {}
     for folder in folders:
-        _refuse_others(folder)
         for member in members(folder):
             found.setdefault(member.resolve(), member)
     return [_read(member) for member in found.values()]
-
-
-def _refuse_others(folder: Path) -> None:
-    if any((folder / name).exists() for name in (configs.FILE, SWEEP_FILE)):
-        return
-    files = sorted(file for name in (configs.FILE, SWEEP_FILE) for file in folder.glob(f"*/{name}"))
-    inside = " ".join(str(file.parent) for file in files)
-    advice = f"there are runs in it, give them instead: {inside}" if inside else "give what was --run of a training"
-    raise ValueError(f"{folder} is not the folder of a run: it has no {configs.FILE}; {advice}")
 
 
 def _read(folder: Path) -> Run:

@@ -21,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
+from agents import metrics
 from agents.config import RunConfig
 from agents.hyperparameters import PPOConfig, RandomConfig
-from agents.ledger import REFUSED
+from agents.ledger import Episode
 from agents.runner import train
+from agents.runs import read_all
 from dft_bridge import open_bridge
 
 MAIN_JOB = RunConfig(
@@ -35,61 +37,27 @@ MAIN_JOB = RunConfig(
     algorithm=PPOConfig(steps=3, learning_rate=1.5e-3, epochs=8, entropy=0.02, target_kl=0.05),
 )
 """The settings of the README's command."""
-TOLERANCE = 0.25
+TOLERANCE = metrics.TOLERANCES["band_gap"]
 """eV around the target that counts as found."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-    """A run as a function of distinct calculations.
-
-    Attributes:
-        reward: float [episodes].
-        calculations: int [episodes], distinct crystals calculated up to and including each episode.
-        first: bool [episodes], the episode was the first of its crystal and needed a calculation.
-        value: float [episodes], eV, NaN for failures.
-    """
-
-    reward: np.ndarray
-    calculations: np.ndarray
-    first: np.ndarray
-    value: np.ndarray
-
-    def up_to(self, budget: int) -> Curve:
-        """The episodes that fit into a number of calculations."""
-        fits = self.calculations <= budget
-        return Curve(*(getattr(self, field.name)[fits] for field in dataclasses.fields(self)))
-
-
-def read_curve(folder: Path) -> Curve:
-    """The curve of a run from its ``episodes.jsonl``."""
-    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-    refused = {status.name for status in REFUSED}
-    seen: set[int] = set()
-    first = []
-    for line in lines:
-        first.append(line["status"] not in refused and line["crystal"] not in seen)
-        seen.add(line["crystal"])
-    value = [np.nan if line["value"] is None else line["value"] for line in lines]
-    return Curve(np.array([line["reward"] for line in lines]), np.cumsum(first), np.array(first), np.array(value))
-
-
-def summary(curve: Curve, budget: int, target: float) -> dict[str, float]:
+def summary(episodes: list[Episode], budget: int, target: float) -> dict[str, float]:
     """What a run achieved within ``budget`` distinct calculations."""
-    spent = curve.up_to(budget)
-    last = spent.calculations > 0.75 * budget
-    found = spent.first & (np.abs(spent.value - target) < TOLERANCE)
+    spent = metrics.within(episodes, budget)
+    counts = metrics.calculations(spent)
+    first = np.diff(counts, prepend=0) > 0
+    rewards = np.array([episode.reward for episode in spent])
     return {
-        "mean_reward": float(spent.reward.mean()),
-        "last_quarter_reward": float(spent.reward[last].mean()),
-        "calculated_reward": float(spent.reward[spent.first].mean()),
-        "best_reward": float(spent.reward.max()),
-        "found": int(found.sum()),
+        "mean_reward": float(rewards.mean()),
+        "last_quarter_reward": float(rewards[counts > 0.75 * budget].mean()),
+        "calculated_reward": float(rewards[first].mean()),
+        "best_reward": float(rewards.max()),
+        "found": len(metrics.distinct(metrics.succeeded(spent, target, TOLERANCE))),
     }
 
 
-def run(agent: str, engine: str, seed: int, folder: Path, store: Path | None, episodes: int) -> Curve:
-    """Train (or go on training) and read the curve."""
+def run(agent: str, engine: str, seed: int, folder: Path, store: Path | None, episodes: int) -> list[Episode]:
+    """Train (or go on training) and read the episodes."""
     algorithm = RandomConfig(steps=MAIN_JOB.algorithm.steps) if agent == "random" else MAIN_JOB.algorithm
     config = dataclasses.replace(MAIN_JOB, algorithm=algorithm, engine=engine, seed=seed, episodes=episodes)
     target = folder / f"{agent}-{engine}-{episodes}-{seed}"
@@ -98,7 +66,7 @@ def run(agent: str, engine: str, seed: int, folder: Path, store: Path | None, ep
         train(config, bridge, target, resume=(target / "config.json").exists())
         calls = bridge.stats().calls
     print(f"{agent}, seed {seed}: {calls} calculations, {time.perf_counter() - start:.0f} s", flush=True)
-    return read_curve(target)
+    return read_all([target])[0].episodes
 
 
 def main() -> None:
@@ -110,13 +78,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/main-job"))
     parser.add_argument("--store", type=Path, help="results store (default: the user's)")
     arguments = parser.parse_args()
-    curves = {
+    runs = {
         (agent, seed): run(agent, arguments.engine, seed, arguments.folder, arguments.store, episodes)
         for seed in arguments.seeds
         for agent, episodes in (("ppo", arguments.episodes), ("random", arguments.random_episodes))
     }
-    budget = min(int(curve.calculations[-1]) for curve in curves.values())
-    table = {key: summary(curve, budget, 1.12) for key, curve in curves.items()}
+    budget = min(int(metrics.calculations(episodes)[-1]) for episodes in runs.values())
+    table = {key: summary(episodes, budget, 1.12) for key, episodes in runs.items()}
     columns = list(next(iter(table.values())))
     print(f"\nwithin {budget} distinct DFT calculations\n{'':>12}" + "".join(f"{name:>22}" for name in columns))
     for (agent, seed), row in table.items():

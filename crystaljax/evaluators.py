@@ -139,7 +139,7 @@ class TableEvaluator:
 
     def bind(self, problem: Problem) -> BoundEvaluator:
         """The evaluator; raises :class:`crystaljax.tables.TableError` for a problem that the table does not fit."""
-        table = _shipped_table(problem) if self.table is None else self.table
+        table = shipped_table(problem) if self.table is None else self.table
         _refuse_misfit(table, problem)
         row = jnp.asarray(tables.labelings(table.skeleton, table.vocabulary)[1])
         valid = table.statuses == Status.OK
@@ -162,8 +162,8 @@ class TableEvaluator:
         return BoundEvaluator(query, _nothing_to_check, table.label, landscape)
 
 
-def _shipped_table(problem: Problem) -> tables.Table:
-    """The table of the package for a problem; a problem of several skeletons has none."""
+def shipped_table(problem: Problem) -> tables.Table:
+    """The table that the package ships for a problem; raises :class:`crystaljax.tables.TableError` if it has none."""
     digests = {skeleton.digest for skeleton in problem.skeletons}
     for name in tables.shipped():
         if name.startswith(f"{problem.property}-"):

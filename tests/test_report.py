@@ -155,12 +155,12 @@ def test_stopped_and_killed_runs_are_reported_as_far_as_they_came(capsys, folder
     for name in ("episodes.jsonl", "metrics.jsonl"):
         (begun / name).write_text("")
     config = json.loads((begun / "config.json").read_text())
-    (begun / "config.json").write_text(json.dumps(config | {"seed": 50}))
+    (begun / "config.json").write_text(json.dumps(config | {"episodes": 64}))
     assert report(capsys, killed, folder / "stopped", begun, "-o", tmp_path / "page.md")[0] == 0
     page = (tmp_path / "page.md").read_text()
     assert "finished" in cells(page, str(killed))
     assert re.search(r"stopped after \d updates", " ".join(cells(page, str(folder / "stopped"))))
-    assert cells(page, "seeds") == ["2"], "one of the three has not calculated anything"
+    assert cells(page, "seeds") == ["2", "0"] and cells(page, "best reward")[1] == "-", "nothing calculated yet"
     assert report(capsys, begun, "-o", tmp_path / "page.md")[0] == 0
     assert "nothing to compare" in (tmp_path / "page.md").read_text()
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_reported_is_refused_with_the_fix(capsys, folder, tmp_pat
         assert code == cli.BAD_INPUT and not (tmp_path / "page.html").exists()
         return err
 
-    assert f"give them instead: {folder / 'short'}" in refused(folder)
+    assert f"there are runs in it, such as {folder / 'short'} {folder / 'stopped'}" in refused(folder)
     assert "give what was --run of a training" in refused(tmp_path)
     assert "give what was --run of a training" in refused(tmp_path / "missing")
     assert "no such file" in refused(folder / "short", "--reference", tmp_path / "missing.csv").lower()

@@ -21,7 +21,18 @@ from jax.experimental.compilation_cache import compilation_cache as compilation_
 import crystaljax
 from agents import config as configs
 from agents.config import RunConfig
-from agents.hyperparameters import DQNConfig, PPOConfig, RainbowConfig, RandomConfig, SACConfig
+from agents.hyperparameters import (
+    AnnealingConfig,
+    BayesianConfig,
+    DQNConfig,
+    ExhaustiveConfig,
+    GeneticConfig,
+    HybridConfig,
+    PPOConfig,
+    RainbowConfig,
+    RandomConfig,
+    SACConfig,
+)
 from agents.ledger import Ledger, formula
 from agents.runner import sweep, train
 from agents.runs import sweep_seeds
@@ -275,6 +286,31 @@ def test_every_algorithm_resumes_exactly(name, tmp_path):
     assert configs.load(tmp_path / "run")[0] == config
     losses = [row["loss"] for row in lines(tmp_path / "run", "metrics.jsonl")]
     assert losses[0] is None and None not in losses[2:], "nothing is learned until the buffer has its first steps"
+
+
+SEARCHES = {
+    "ga": GeneticConfig(lanes=32),
+    "annealing": AnnealingConfig(lanes=32),
+    "bo": BayesianConfig(lanes=32),
+    "exhaustive": ExhaustiveConfig(lanes=32),
+    "hybrid": HybridConfig(lanes=32, clone_steps=20, epochs=2),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_resumes_exactly(name, tmp_path):
+    config = dataclasses.replace(CONFIG, algorithm=SEARCHES[name], episodes=171)
+
+    def interrupt(call):
+        if call == 4:  # of six; the policy of the hybrid has begun to act
+            os.kill(os.getpid(), signal.SIGINT)
+
+    straight = train(config, "unrelaxed-density", tmp_path / "straight")
+    assert train(config, Scripted(interrupt), tmp_path / "run").updates == 4
+    assert_same_run(train(config, "unrelaxed-density", tmp_path / "run", resume=True), straight)
+    assert configs.load(tmp_path / "run")[0] == config
+    if name == "exhaustive":
+        assert straight.ledger.episodes == len(straight.ledger.crystals) == 171
 
 
 def test_a_sweep_is_its_runs_and_resumes_exactly(straight, tmp_path):

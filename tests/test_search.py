@@ -336,9 +336,10 @@ def test_the_policy_learns_to_build_the_population(perovskite):
     records = quick_jit(lambda lanes: rollout(env, params, lanes, jax.random.key(3), 5, act)[3])(lanes)
     built = np.asarray(records.elements)[-1]
     members = [(built == np.asarray(row)).all(axis=1).mean() for row in genes]
-    assert members[0] > 0.3 and members[1] > 0.3 and members[2] == 0, members
+    assert sum(members) > 0.9 and min(members[:2]) > 0.15 and members[2] == 0, members
 
 
+@pytest.mark.slow
 def test_the_hybrid_searches_then_clones_then_learns(perovskite):
     env, params = perovskite
     make, config = MAKERS["hybrid"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase.data import atomic_numbers
 
 import crystaljax
 from crystaljax import Status, library, tables
@@ -18,6 +19,8 @@ from crystaljax.evaluators import TableEvaluator
 from crystaljax.rewards import BAND_GAP
 from crystaljax.tables import Entry, Table, TableError
 from crystaljax.tasks import TABLES
+from dft_bridge import Request
+from dft_bridge.engines.planewave import PlanewaveEngine
 
 ORIGIN = {"engine": "made-up", "preset": "none", "calculated_as": "band_gap", "versions": {}, "settings": {}}
 
@@ -199,3 +202,37 @@ def test_a_task_with_a_table_needs_no_engine() -> None:
     # PBE at 5.64 Å; published gaps are 5.0 to 5.2 eV.
     assert float(info["value"][0]) == pytest.approx(5.1, abs=0.15)
     assert env.evaluator.label == "table: planewave, fast"
+
+
+@pytest.mark.slow
+def test_the_engine_recomputes_entries() -> None:
+    gaps, energies = tables.load("band_gap-RocksaltAB"), tables.load("total_energy-RocksaltAB")
+    settings = gaps.origin["settings"]
+    engine = PlanewaveEngine.preset(gaps.origin["preset"])
+    assert json.loads(json.dumps(engine.fingerprint("band_gap"))) == settings
+    rng = np.random.default_rng(0)
+    crystals = [
+        Request.of(gaps.skeleton, [atomic_numbers[s] for s in entry.elements], "band_gap").crystal
+        for entry in gaps.entries
+    ]
+    # Three entries that share a compiled program; half a minute would go into three programs.
+    kinds = [members for members in engine.kinds(crystals, "band_gap").values() if len(members) >= 3]
+    chosen = rng.choice(kinds[rng.integers(len(kinds))], 3, replace=False)
+    results = engine.compute_many([crystals[i] for i in chosen], "band_gap")
+    for i, result in zip(chosen, results, strict=True):
+        assert result.status == gaps.entries[i].status == Status.OK
+        assert result.value == pytest.approx(gaps.entries[i].value, abs=1e-3)
+        assert result.details["energy"] == pytest.approx(energies.entries[i].value, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", tables.shipped())
+def test_the_engine_refuses_what_tables_call_refused(name: str) -> None:
+    table = tables.load(name)
+    engine = PlanewaveEngine.preset(table.origin["preset"])
+    calculated = table.origin["calculated_as"]
+    for entry in table.entries:
+        numbers = [atomic_numbers[symbol] for symbol in entry.elements]
+        refusal = engine.refuse(Request.of(table.skeleton, numbers, calculated).crystal, calculated)
+        assert (refusal is not None) == (entry.status in (Status.ODD_ELECTRONS, Status.ATOMS_TOO_CLOSE))
+        if refusal is not None:
+            assert (refusal.status, refusal.message) == (entry.status, entry.message)
