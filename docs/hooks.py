@@ -221,6 +221,12 @@ def skeleton_table() -> str:
     return table(header, rows)
 
 
+def landscapes() -> str:
+    """The pictures of tables that ``benchmarks/table_report.py`` has drawn."""
+    pictures = [name for name, path in results() if name.startswith("tables/") and path.suffix == ".png"]
+    return "\n".join(f"![Landscape of {Path(name).stem}]({PAGES_OF_RESULTS}{name})" for name in pictures)
+
+
 def vocabulary_table() -> str:
     """The vocabularies; each begins with the one before."""
     from crystaljax.elements import VOCABULARIES
@@ -236,5 +242,6 @@ def vocabulary_table() -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "tasks": task_cards,
     "skeletons": skeleton_table,
+    "landscapes": landscapes,
     "vocabularies": vocabulary_table,
 }
