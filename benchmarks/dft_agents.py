@@ -21,7 +21,11 @@ import sys
 import time
 from pathlib import Path
 
-from main_job import Curve, read_curve, summary
+from main_job import summary
+
+from agents import metrics
+from agents.ledger import Episode
+from agents.runs import read_all
 
 EPISODES, LANES = 960, 16
 REPLAY = "--learning-rate 1e-3 --start 320 --train-every 2".split()
@@ -55,8 +59,8 @@ def train(command: list[str], folder: Path, interrupt_at: int | None = None) -> 
         raise subprocess.CalledProcessError(code, command)
 
 
-def run(agent: str, arguments: argparse.Namespace) -> Curve:
-    """Train one agent (or go on), with an interruption halfway, and read its curve."""
+def run(agent: str, arguments: argparse.Namespace) -> list[Episode]:
+    """Train one agent (or go on), with an interruption halfway, and read its episodes."""
     folder = arguments.folder / agent
     places = ["--max-dft-calls", str(arguments.calculations)]
     for flag in ("store", "workers"):
@@ -71,9 +75,9 @@ def run(agent: str, arguments: argparse.Namespace) -> Curve:
         # Half of the calculations, if about every second crystal is refused for its electrons.
         train([*fresh, *SETTINGS[agent], *places], folder, interrupt_at=arguments.calculations)
     train(resume, folder)
-    curve = read_curve(folder)
-    print(f"{agent}: {curve.calculations[-1]} distinct, {time.perf_counter() - start:.0f} s", flush=True)
-    return curve
+    episodes = read_all([folder])[0].episodes
+    print(f"{agent}: {metrics.calculations(episodes)[-1]} distinct, {time.perf_counter() - start:.0f} s", flush=True)
+    return episodes
 
 
 def main() -> None:
@@ -86,9 +90,9 @@ def main() -> None:
     parser.add_argument("--store", type=Path, help="results store (default: the user's)")
     parser.add_argument("--workers", type=int)
     arguments = parser.parse_args()
-    curves = {agent: run(agent, arguments) for agent in arguments.agents}
-    budget = min(int(curve.calculations[-1]) for curve in curves.values())
-    table = {agent: summary(curve, budget, 1.12) for agent, curve in curves.items()}
+    runs = {agent: run(agent, arguments) for agent in arguments.agents}
+    budget = min(int(metrics.calculations(episodes)[-1]) for episodes in runs.values())
+    table = {agent: summary(episodes, budget, 1.12) for agent, episodes in runs.items()}
     columns = list(next(iter(table.values())))
     print(f"\nwithin {budget} distinct DFT calculations\n{'':>8}" + "".join(f"{name:>22}" for name in columns))
     for agent, row in table.items():
