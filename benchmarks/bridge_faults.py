@@ -40,7 +40,8 @@ from crystaljax import library
 from crystaljax.status import Status
 from dft_bridge import Bridge, Limits, Request
 from dft_bridge.engines.base import EngineNotReady, Result
-from dft_bridge.store import StoreError
+from dft_bridge.store import Store, StoreError
+from dft_bridge.store.verify import Findings, good_rows
 
 # An engine that workers can import.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -97,10 +98,10 @@ class Scene:
         with mock.patch.object(tempfile, "tempdir", str(self.scratch)):
             yield
 
-    def start(self, sleep: float, count: int = CRYSTALS) -> subprocess.Popen:
+    def start(self, sleep: float, count: int = CRYSTALS, environment: dict[str, str] | None = None) -> subprocess.Popen:
         """Another process that evaluates crystals and notes every answer it is given; it has begun on return."""
         command = [sys.executable, __file__, "--child", str(self.folder), str(sleep), str(count)]
-        environment = os.environ | {"TMPDIR": str(self.scratch)}
+        environment = {**os.environ, "TMPDIR": str(self.scratch), **(environment or {})}
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
         )
@@ -150,12 +151,10 @@ def alive(pid: int) -> bool:
 def child(folder: str, sleep: str, count: str) -> None:
     """What :meth:`Scene.start` runs."""
     scene = Scene.__new__(Scene)
-    scene.folder, scene.store = Path(folder), Path(folder, "results.db")
-    engine = FaultyEngine(
-        log=str(Path(folder, "calculations")), programs=str(Path(folder, "programs")), sleep=float(sleep)
-    )
+    scene.folder, scene.store, scene.programs = Path(folder), Path(folder, "results.db"), Path(folder, "programs")
+    engine = dataclasses.replace(scene.engine(sleep=float(sleep)), clocks=str(scene.folder / "clocks"))
     requests = some(int(count))
-    with scene.bridge(engine) as bridge, open(Path(folder, "answers"), "a") as answers:
+    with scene.bridge(engine, limits=Limits(timeout=60.0)) as bridge, open(Path(folder, "answers"), "a") as answers:
         bridge.submit(requests)
         print("begun", flush=True)
         while bridge.outstanding:
@@ -358,42 +357,99 @@ def two_processes(scene: Scene, kills: int) -> Damage:
     return scene.damage(scene.given(), some())
 
 
+JUMPING_CLOCK = """
+#define _GNU_SOURCE
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+#include <unistd.h>
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    int failed = syscall(SYS_clock_gettime, clock, now);
+    if (!failed && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+        now->tv_sec += now->tv_sec * 2654435761u % 200000 - 100000;
+    return failed;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    now->tv_sec = precise.tv_sec;
+    now->tv_usec = precise.tv_nsec / 1000;
+    return 0;
+}
+time_t time(time_t *now) {
+    struct timespec precise;
+    clock_gettime(CLOCK_REALTIME, &precise);
+    if (now) *now = precise.tv_sec;
+    return precise.tv_sec;
+}
+"""
+"""A library that is loaded before C's own: the clock of the day jumps every second, up to a day back and forth. Waits
+are the kernel's and follow the true clock, so one that is to end at a time of the day ends at once or tomorrow, as it
+does when the clock is set. Nobody can set the monotonic clock, so it goes on."""
+
+
+def jumping_clock(folder: Path) -> dict[str, str]:
+    """Environment of processes with :data:`JUMPING_CLOCK`."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        raise Skipped("a clock that jumps needs Linux and a C compiler")
+    source, library = folder / "clock.c", folder / "clock.so"
+    source.write_text(JUMPING_CLOCK)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
 def clock_jump(scene: Scene, kills: int) -> Damage:
-    """The clock of the machine jumps, hours back and forth."""
-    requests, real, moment = some(), time.time, random.Random(0)
-    jumping = mock.patch.object(time, "time", lambda: real() + moment.uniform(-1e5, 1e5))
-    with jumping, scene.here(), scene.bridge(scene.engine(sleep=0.02), limits=Limits(timeout=60.0)) as bridge:
-        results = bridge.evaluate(requests)
-    return scene.damage(as_given(requests, results), requests)
+    """The clock of the machine jumps, for the main process and for its workers."""
+    process = scene.start(0.1, environment=jumping_clock(scene.folder))
+    process.communicate()
+    expect(process.returncode == 0 and len(scene.given()) == CRYSTALS, "answers are missing")
+    clocks = [float(line) for line in (scene.folder / "clocks").read_text().split()]
+    expect(max(clocks) - min(clocks) > 1e4, "the clock of the workers did not jump")
+    return scene.damage(scene.given(), some())
 
 
 def corrupted_page(scene: Scene, kills: int) -> Damage:
-    """A page of the store is overwritten: a clear error, or the right answer, never a wrong one; a copy restores it."""
+    """A page of the store is overwritten: a clear error, or the right answers. What is good can be saved.
+
+    A user then saves what is good (`crystaljax store export --damaged`, `import`) and merges the copy that there is.
+    """
     requests = some()
     with scene.here(), scene.bridge(scene.engine()) as bridge:
         given = as_given(requests, bridge.evaluate(requests))
-    with contextlib.closing(sqlite3.connect(scene.store)) as database:
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    copy = scene.folder / "copy.db"
+    copy, saved, rescued = scene.folder / "copy.db", scene.folder / "saved.db", []
     shutil.copy(scene.store, copy)
-    whole, wrong, errors = scene.store.read_bytes(), 0, 0
+    whole, lost = scene.store.read_bytes(), 0
     for page in range(len(whole) // 4096):
-        for rest in scene.folder.glob("results.db*"):
-            rest.unlink()
         broken = bytearray(whole)
         broken[4096 * page : 4096 * (page + 1)] = random.Random(page).randbytes(4096)
+        for store in (scene.store, saved):
+            for rest in scene.folder.glob(f"{store.name}*"):
+                rest.unlink()
         scene.store.write_bytes(broken)
+        before = len(scene.engine().calculations())
         try:
             with Bridge(scene.engine(), scene.store, executor=ThreadPoolExecutor(1)) as bridge:
                 results = bridge.evaluate(requests)
-            wrong += as_given(requests, results) != given
-        except StoreError:
-            errors += 1
-    expect(errors > 0, "no damage was noticed")
-    for rest in scene.folder.glob("results.db*"):
-        rest.unlink()
+        except StoreError as error:
+            expect("damaged" in str(error) or "not a database" in str(error), str(error))
+            with contextlib.suppress(StoreError):  # nothing of it can be read
+                Store(saved).merge(good_rows(Store(scene.store), Findings()))
+            rescued.append(len(Store(saved)))
+            Store(saved).merge(Store(copy).rows())
+            with Bridge(scene.engine(), saved, executor=ThreadPoolExecutor(1)) as bridge:
+                results = bridge.evaluate(requests)
+        lost += as_given(requests, results) != given
+        lost += len(scene.engine().calculations()) - before
+    expect(len(rescued) > 0, "no damage was noticed")
+    text = f"{len(rescued)} of {len(whole) // 4096} pages give a clear error; without the copy {min(rescued)} to "
+    print(
+        f"{text}{max(rescued)} of {CRYSTALS} results are saved, {sum(rescued) / len(rescued):.1f} on average",
+        flush=True,
+    )
     shutil.copy(copy, scene.store)
-    return scene.damage(given, requests) + Damage(lost=wrong)
+    return scene.damage(given, requests) + Damage(lost=lost)
 
 
 SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {

@@ -171,11 +171,13 @@ class FaultyEngine(FakeEngine):
 
     Attributes:
         programs: a file that gets the process id of every program.
+        clocks: a file that gets the time of the day of every calculation, as its worker sees it.
         segfault_element, hog_element, garbage_element, truncated_element: atomic number of the element that makes a
             crystal crash its worker, use ever more memory, print garbage, print half of its output.
     """
 
     programs: str = ""
+    clocks: str = ""
     segfault_element: int = -1
     hog_element: int = -1
     garbage_element: int = -1
@@ -188,6 +190,9 @@ class FaultyEngine(FakeEngine):
                 if self.programs:
                     with open(self.programs, "a") as log:
                         log.write(f"{program.pid}\n")
+                if self.clocks:
+                    with open(self.clocks, "a") as log:
+                        log.write(f"{time.time()}\n")
                 result = super().compute(crystal, property_name)
                 self._misbehave(crystal.numbers)
                 return result

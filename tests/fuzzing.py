@@ -8,6 +8,7 @@ input that it accepts, after having checked the result. ``tests/test_fuzz.py`` t
 from __future__ import annotations
 
 import dataclasses
+import faulthandler
 import json
 import os
 import tempfile
@@ -323,8 +324,10 @@ TARGETS = {
 }
 
 
-def fuzz(name: str, count: int, random_seed: int = 0) -> Counter[str]:
+def fuzz(name: str, count: int, random_seed: int = 0, longest: float | None = None) -> Counter[str]:
     """Try this many inputs at one door; how many were accepted and refused.
+
+    An input that takes more than the ``longest`` seconds ends the program, with a traceback of where it hangs.
 
     Raises:
         AssertionError: an accepted input gave a wrong result, an error was empty, or a file was left behind.
@@ -342,6 +345,8 @@ def fuzz(name: str, count: int, random_seed: int = 0) -> Counter[str]:
     @settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(target.inputs)
     def run(value: Any) -> None:
+        if longest is not None:
+            faulthandler.dump_traceback_later(longest, exit=True)
         try:
             target.door(value)
             tally["accepted"] += 1
@@ -350,7 +355,11 @@ def fuzz(name: str, count: int, random_seed: int = 0) -> Counter[str]:
             tally["refused"] += 1
         assert listing() == before, "files were left behind"
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            run()
+    finally:
+        if longest is not None:
+            faulthandler.cancel_dump_traceback_later()
     return tally
