@@ -248,13 +248,17 @@ def _settings(
 
     from agents import config as configs
     from agents import runner
+    from crystaljax import tasks
 
     file = given.pop("config", None)
     if "structures" in given:
         given["structures"] = _findable(given["structures"])
     if not resume:
         table = {} if file is None else configs.read_toml(Path(file))
-        config = configs.from_table(configs.overlaid(table, given), file or "command line")
+        table = configs.overlaid(table, given)
+        if table.get("task") and "engine" not in table and (own := tasks.task(table["task"]).evaluator):
+            table["engine"] = own
+        config = configs.from_table(table, file or "command line")
         config = dataclasses.replace(config, structures=_findable(config.structures))
         if seeds and "seed" in given:
             raise ValueError("give --seed or --seeds, one of the two")
