@@ -50,7 +50,7 @@ class RunConfig:
         algorithm: hyperparameters, whose type says which algorithm trains.
         network: features of a crystal; mlp is for one skeleton.
         engine: DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no
-            DFT, density tasks only.
+            DFT, density tasks only. Tasks with a table of results take it from there unless an engine is named.
         preset: settings of the engine: fast, crystalgym, standard ...
         engine_options: single settings of the engine that replace those of the preset, such as band_gap_cutoff.
         vocabulary: elements to choose from.

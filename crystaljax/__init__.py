@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "elements": ["Vocabulary"],
         "env": ["CrystalEnv", "EnvParams", "EnvState"],
-        "evaluators": ["UNRELAXED_DENSITY", "FunctionEvaluator"],
+        "evaluators": ["UNRELAXED_DENSITY", "FunctionEvaluator", "TableEvaluator"],
         "observation": ["GraphObservation"],
         "skeleton": ["Skeleton"],
         "status": ["Status"],

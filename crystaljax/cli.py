@@ -281,6 +281,7 @@ def _settings(
     """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
     from agents import config as configs
     from agents import runs
+    from crystaljax import tasks
 
     file = given.pop("config", None)
     if "structures" in given:
@@ -289,8 +290,10 @@ def _settings(
         given["engine_options"] = configs.read_options(given["engine_options"])
     if not resume:
         table = {} if file is None else configs.read_toml(Path(file))
-        config = configs.from_table(configs.overlaid(table, given), file or "command line")
-        config = _usable_anywhere(config)
+        table = configs.overlaid(table, given)
+        if table.get("task") and "engine" not in table and (own := tasks.task(table["task"]).evaluator):
+            table["engine"] = own
+        config = _usable_anywhere(configs.from_table(table, file or "command line"))
         if seeds and "seed" in given:
             raise ValueError("give --seed or --seeds, one of the two")
         return config, Path(run or Path("runs") / _run_name(config, seeds)), seeds

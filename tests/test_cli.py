@@ -87,6 +87,14 @@ def test_train_on_a_structure_of_ones_own(capsys, tmp_path):
     assert code == 0 and "Best crystals, Density-Custom" in out
 
 
+def test_a_task_with_a_table_trains_on_it_unless_an_engine_is_named(capsys, tmp_path):
+    code, out, err = run(capsys, "train", "--task", "BandGap-CsCl-Table-v0", *SHORT[2:], "--run", tmp_path / "run")
+    assert code == 0 and "table: planewave" in " ".join(out.split()), err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["engine"] == "table"
+    code, _, err = run(capsys, "train", "--task", "BandGap-CsCl-Table-v0", *SHORT)
+    assert code == cli.BAD_INPUT and "choose another evaluator" in err
+
+
 def test_settings_come_from_a_file_and_flags_come_before_them(capsys, tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(

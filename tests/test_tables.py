@@ -13,9 +13,8 @@ import pytest
 from ase.data import atomic_numbers
 
 import crystaljax
-from crystaljax import Status, library, tables
+from crystaljax import Status, TableEvaluator, library, tables
 from crystaljax.elements import SMALL
-from crystaljax.evaluators import TableEvaluator
 from crystaljax.rewards import BAND_GAP
 from crystaljax.tables import Entry, Table, TableError
 from crystaljax.tasks import TABLES
