@@ -20,6 +20,7 @@ class Records:
         status: int32 [T, L], :class:`crystaljax.status.Status`.
         elements: int32 [T, L, N], vocabulary index of each site.
         skeleton: int32 [T, L].
+        ticket: int32 [T, L], of a reward that comes later; ``None`` where none does, see :mod:`crystaljax.delayed`.
     """
 
     reward: jax.Array
@@ -28,11 +29,13 @@ class Records:
     status: jax.Array
     elements: jax.Array
     skeleton: jax.Array
+    ticket: jax.Array | None = None
 
     @classmethod
     def of_step(cls, reward: jax.Array, finished: jax.Array, info: dict[str, jax.Array]) -> Records:
         """The records of one step, from what ``env.step`` returned."""
-        return cls(reward, finished, info["value"], info["status"], info["elements"], info["skeleton"])
+        of_crystal = info["value"], info["status"], info["elements"], info["skeleton"]
+        return cls(reward, finished, *of_crystal, info.get("ticket"))
 
 
 class Agent(NamedTuple):
@@ -46,6 +49,8 @@ class Agent(NamedTuple):
         policy: (``network`` of a train state, one observation) to a score of each action, float32 [V]; the greedy
             policy takes the highest. ``None`` for an agent that learns nothing.
         draws: whether the scores are logits of a policy that can be drawn from.
+        deliver: (train state, tickets int32 [K], rewards float32 [K]) to a train state in which the transitions with
+            these tickets have their rewards; ``None`` for an agent that needs every reward at once.
     """
 
     init: Callable[[jax.Array, Any], Any]
@@ -54,6 +59,7 @@ class Agent(NamedTuple):
     lanes: int
     policy: Callable[[Any, Any], jax.Array] | None = None
     draws: bool = False
+    deliver: Callable[[Any, jax.Array, jax.Array], Any] | None = None
 
 
 def whole_training(agent: Agent, updates: int, env_params: Any) -> Callable[..., tuple[Any, dict[str, Any], Records]]:

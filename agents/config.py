@@ -67,6 +67,8 @@ class RunConfig:
         max_dft_calls: end the run after so many calculations; --resume with more goes on.
         max_core_hours: end the run after so many core-hours of calculations.
         wandb: Weights & Biases project that gets the metrics too.
+        delayed: go on acting while up to so many crystals wait for their reward, instead of waiting for every batch;
+            not for ppo, which learns from a batch as soon as it has acted. Numbers then depend on the order of arrival.
     """
 
     task: str = ""
@@ -91,6 +93,7 @@ class RunConfig:
     max_dft_calls: int | None = None
     max_core_hours: float | None = None
     wandb: str | None = None
+    delayed: int = 0
 
     def __post_init__(self) -> None:
         if bool(self.task) == bool(self.structures):
@@ -100,6 +103,8 @@ class RunConfig:
         for name in ("episodes", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.delayed < 0:
+            raise ValueError(f"delayed is {self.delayed}; give how many rewards may be outstanding, or 0 to wait")
 
     @builtins.property  # "property" is a field here
     def agent(self) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 from ase.formula import Formula
 
@@ -88,7 +89,7 @@ class Ledger:
 
     def add_records(self, records: Records, update: int) -> list[Episode]:
         """Enter the episodes that ended in a rollout, in order of time and lane, and return them."""
-        host = Records(*(np.asarray(leaf) for leaf in vars(records).values()))
+        host = jax.tree.map(np.asarray, records)
         entered = []
         for where in np.argwhere(host.finished):
             step, lane = map(int, where)

@@ -13,6 +13,7 @@ from agents.base import Agent, Records
 from agents.hyperparameters import ReplayConfig
 from agents.replay import Batch, Replay
 from agents.rollout import Lanes, Transition, first_lanes, rollout
+from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 
 
@@ -56,7 +57,7 @@ class OffPolicyState:
     lanes: Lanes
 
 
-def make_off_policy(config: ReplayConfig, env: CrystalEnv, learner: Learner, replay: Replay) -> Agent:
+def make_off_policy(config: ReplayConfig, env: CrystalEnv | DelayedRewards, learner: Learner, replay: Replay) -> Agent:
     """An off-policy algorithm on an environment.
 
     Raises:
@@ -74,7 +75,8 @@ def make_off_policy(config: ReplayConfig, env: CrystalEnv, learner: Learner, rep
         lanes = first_lanes(env, env_params, reset_key, config.lanes)
         observation = jax.tree.map(lambda leaf: leaf[0], lanes.observation)
         nothing = jnp.float32(0), jnp.bool_(False), jnp.bool_(False)
-        buffer = replay.init(Transition(observation, jnp.int32(0), *nothing, observation))
+        ticket = jnp.int32(NO_TICKET) if isinstance(env, DelayedRewards) else None
+        buffer = replay.init(Transition(observation, jnp.int32(0), *nothing, observation, ticket))
         env_params = jax.tree.map(jnp.asarray, env_params)
         return OffPolicyState(jnp.int32(0), key, *learner.init(network_key, observation), buffer, env_params, lanes)
 
@@ -108,4 +110,7 @@ def make_off_policy(config: ReplayConfig, env: CrystalEnv, learner: Learner, rep
         state = OffPolicyState(state.update + 1, key, network, rest, buffer, state.env_params, lanes)
         return state, losses, records
 
-    return Agent(init, update, config.steps, config.lanes, learner.policy, learner.draws)
+    def deliver(state: OffPolicyState, tickets: jax.Array, rewards: jax.Array) -> OffPolicyState:
+        return state.replace(replay=replay.deliver(state.replay, tickets, rewards))
+
+    return Agent(init, update, config.steps, config.lanes, learner.policy, learner.draws, deliver)

@@ -42,4 +42,8 @@ def make_random_search(config: RandomConfig, env: CrystalEnv, trunk: Any = None)
         lanes, _, _, records = rollout(env, state.env_params, state.lanes, rollout_key, config.steps, choose)
         return state.replace(update=state.update + 1, key=key, lanes=lanes), {}, records
 
-    return Agent(init, update, config.steps, config.lanes)
+    def deliver(state: RandomState, tickets: jax.Array, rewards: jax.Array) -> RandomState:
+        del tickets, rewards  # nothing is remembered, so nothing has been waiting
+        return state
+
+    return Agent(init, update, config.steps, config.lanes, deliver=deliver)

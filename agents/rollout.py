@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from agents.base import Records
+from crystaljax.delayed import DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 
 
@@ -30,6 +32,7 @@ class Transition:
         terminated: bool, the episode came to its end, so that nothing is left to earn.
         done: bool, terminated or cut off.
         after: the observation that followed, before any reset.
+        ticket: int32, of a reward that comes later; ``None`` where none does, see :mod:`crystaljax.delayed`.
     """
 
     observation: Any
@@ -38,15 +41,19 @@ class Transition:
     terminated: jax.Array
     done: jax.Array
     after: Any
+    ticket: jax.Array | None = None
 
 
-def first_lanes(env: CrystalEnv, env_params: EnvParams, key: jax.Array, lanes: int) -> Lanes:
+def first_lanes(env: CrystalEnv | DelayedRewards, env_params: EnvParams, key: jax.Array, lanes: int) -> Lanes:
     """Fresh episodes in ``lanes`` lanes."""
-    return Lanes(*jax.vmap(env.reset, in_axes=(0, None))(jax.random.split(key, lanes), env_params))
+    keys = jax.random.split(key, lanes)
+    if isinstance(env, DelayedRewards):  # whose lanes have tickets of their own
+        return Lanes(*jax.vmap(env.reset, in_axes=(0, None, 0))(keys, env_params, jnp.arange(lanes)))
+    return Lanes(*jax.vmap(env.reset, in_axes=(0, None))(keys, env_params))
 
 
 def rollout(
-    env: CrystalEnv,
+    env: CrystalEnv | DelayedRewards,
     env_params: EnvParams,
     lanes: Lanes,
     key: jax.Array,
@@ -69,7 +76,8 @@ def rollout(
         keys = jax.random.split(env_key, action.shape[0])
         observation, env_state, reward, terminated, truncated, info = step(keys, lanes.env_state, action, env_params)
         done = terminated | truncated
-        transition = Transition(lanes.observation, action, reward, terminated, done, info["final_observation"])
+        after, ticket = info["final_observation"], info.get("ticket")
+        transition = Transition(lanes.observation, action, reward, terminated, done, after, ticket)
         return Lanes(observation, env_state), (transition, kept, Records.of_step(reward, done, info))
 
     lanes, collected = jax.lax.scan(one_step, lanes, jax.random.split(key, steps))

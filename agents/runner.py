@@ -28,18 +28,20 @@ from agents.dqn import make_dqn
 from agents.exhaustive import make_exhaustive
 from agents.genetic import make_genetic
 from agents.hybrid import make_hybrid
-from agents.hyperparameters import ALGORITHMS, AlgorithmConfig
+from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, ReplayConfig
 from agents.journal import Journal
 from agents.ledger import Ledger
 from agents.networks import make_trunk
+from agents.outstanding import Outstanding
 from agents.ppo import make_ppo
 from agents.rainbow import make_rainbow
 from agents.random_search import make_random_search
 from agents.runs import SWEEP_FILE, member_folder
 from agents.sac import make_sac
 from agents.tracking import Tracker
+from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
-from crystaljax.evaluators import BudgetSpent, Evaluator
+from crystaljax.evaluators import BudgetSpent, Deferred, Evaluator
 from crystaljax.status import Status
 from crystaljax.tasks import make, make_custom
 
@@ -104,10 +106,33 @@ def build_env(config: RunConfig, evaluator: str | Evaluator) -> tuple[CrystalEnv
     return make(config.task, evaluator, **options)
 
 
-def build_agent(config: RunConfig, env: CrystalEnv) -> Agent:
+def build_agent(config: RunConfig, env: CrystalEnv | DelayedRewards) -> Agent:
     """The algorithm of a run."""
     settings = dataclasses.replace(config.algorithm, updates=config.updates(env.horizon))
     return MAKERS[type(settings)](settings, env, make_trunk(env, config.network))
+
+
+def build_delayed_agent(config: RunConfig, evaluator: str | Evaluator) -> Agent:
+    """The algorithm of a run whose rewards come later; raises ``ValueError`` for settings that do not fit."""
+    if not hasattr(evaluator, "delayed"):
+        raise ValueError(f"engine {config.engine} answers at once, on the device; leave out delayed, or choose DFT")
+    env = build_env(config, Deferred())[0]
+    agent = build_agent(config, DelayedRewards(env, config.algorithm.lanes))
+    if agent.deliver is None:
+        raise ValueError(
+            f"{config.agent} learns from a batch as soon as it has acted, so it has to wait for the rewards anyway; "
+            "leave out delayed, or choose an agent that replays what it remembers (dqn, rainbow, sac)"
+        )
+    if isinstance(config.algorithm, ReplayConfig):
+        settings = config.algorithm
+        ends = settings.lanes * -(-settings.steps // int(env.horizons.min()))
+        needed = settings.start + settings.n_step * (config.delayed + ends)
+        if needed > settings.buffer:
+            raise ValueError(
+                f"with up to {config.delayed} + {ends} rewards still to come, a buffer of {settings.buffer} steps may "
+                f"hold fewer than {settings.start} to learn from; enlarge buffer to {needed}, or lower delayed or start"
+            )
+    return agent
 
 
 def train(
@@ -228,7 +253,12 @@ class _Run:
     ):
         self.config = runs[0][0]
         self.env, self.params = build_env(self.config, evaluator)
-        self.agent = build_agent(self.config, self.env)
+        if self.config.delayed and len(runs) > 1:
+            raise ValueError("the runs of a sweep act together, so each would wait for the slowest; leave out delayed")
+        if self.config.delayed:
+            self.agent = build_delayed_agent(self.config, evaluator)
+        else:
+            self.agent = build_agent(self.config, self.env)
         if self.config.wandb:
             tracking.log_in()
         for config, of_member in runs:
@@ -247,6 +277,11 @@ class _Run:
         for member in self.members:
             member.open(self.update)
         self.state = self._first_state()
+        self.outstanding: Outstanding | None = None
+        if self.config.delayed:
+            evaluation = evaluator.delayed(self.env, self.origin.target)
+            self.outstanding = Outstanding(folder, self.update, evaluation, self.config.delayed)
+            self.deliver = jax.jit(self.agent.deliver)
 
     @property
     def _together(self) -> bool:
@@ -285,6 +320,8 @@ class _Run:
             self._checkpoint()
             for member in self.members:
                 member.close()
+            if self.outstanding is not None:
+                self.outstanding.close()
         for member in self.members:
             member.draw_curve()
         return [
@@ -305,13 +342,15 @@ class _Run:
 
     def _one_update(self, compiled: Any, stop: interrupt.Stop, display: Display) -> bool:
         """One update; false if it was cancelled, so that nothing of it was used."""
-        start, waited = time.perf_counter(), self._waiting_seconds()
+        begin = time.perf_counter(), self._waiting_seconds()
         ledgers = [member.ledger for member in self.members]
 
         def waiting() -> None:
             display.show(ledgers, self.stats())
             self.accounting.write(always=False)
 
+        if self.outstanding is not None:
+            return self._one_delayed_update(compiled, stop, display, waiting)
         state, losses, records = interrupt.call(compiled, self.state, stop=stop, cancel=self.cancel, waiting=waiting)
         try:
             self.env.evaluator.check()
@@ -322,21 +361,49 @@ class _Run:
             return False
         if _cancelled(records):
             return False
+        self._finish(state, losses, records, begin, display)
+        return True
+
+    def _one_delayed_update(
+        self, compiled: Any, stop: interrupt.Stop, display: Display, waiting: Callable[[], None]
+    ) -> bool:
+        """One update that enters the rewards of earlier ones; false if evaluation or the run was stopped."""
+        begin = time.perf_counter(), self._waiting_seconds()
+        # Only a run that was stopped while it waited, and is resumed, has something to wait for.
+        if len(self.outstanding) > self.outstanding.limit and not self.outstanding.wait(stop, waiting):
+            self.stopped = self.outstanding.stopped
+            return False
+        state, losses, records = interrupt.call(compiled, self.state, stop=stop, cancel=lambda: None, waiting=waiting)
+        self.outstanding.send(records)
+        last = self.update + 1 == self.updates
+        going_on = self.outstanding.wait(stop, waiting, all_of_them=last)
+        self.stopped = self.outstanding.stopped
+        if last and not going_on:  # it ends with the last reward
+            return False
+        tickets, records = self.outstanding.take()
+        state = self.deliver(state, *_padded(tickets, records.reward[0]))
+        self.outstanding.write(self.update + 1, tickets)
+        self._finish(state, losses, records, begin, display)
+        return going_on
+
+    def _finish(self, state: Any, losses: Any, records: Records, begin: tuple[float, float], display: Display) -> None:
+        """An update counts: enter its episodes. It began at these readings of the clock and of the waiting time."""
+        spent = {"seconds": time.perf_counter() - begin[0], "waiting_seconds": self._waiting_seconds() - begin[1]}
         self.update += 1
         self.state = state
-        spent = {"seconds": time.perf_counter() - start, "waiting_seconds": self._waiting_seconds() - waited}
         losses, records = jax.device_get((losses, records))
         for member, mine, seen in zip(self.members, self._each(losses), self._each(records), strict=True):
             episodes = member.ledger.add_records(seen, self.update)
             member.journal.write(self._metrics(member.ledger, mine, episodes) | spent, episodes)
         self.accounting.write()
         display.finished(self.update)
-        display.show(ledgers, self.stats(), always=True)
+        display.show([member.ledger for member in self.members], self.stats(), always=True)
         if self.update % self.config.checkpoint_every == 0:
             self._checkpoint()
-        return True
 
     def _checkpoint(self) -> None:
+        if self.outstanding is not None:
+            self.outstanding.sync()
         for member, state in zip(self.members, self._each(self.state), strict=True):
             member.checkpoint(self.update, state)
 
@@ -359,10 +426,17 @@ class _Run:
             "distinct": len(ledger.crystals),
             "refused": ledger.refused,
             "failures": {k: n for k, n in sorted(ledger.statuses.items()) if k != Status.OK.name},
+            **({} if self.outstanding is None else {"outstanding": len(self.outstanding)}),
             **{name: _number(value) for name, value in losses.items()},
             "dft_calls": stats.calls if stats else 0,
             "cache_hits": stats.memory_hits + stats.store_hits + stats.shared if stats else 0,
         }
+
+
+def _padded(tickets: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tickets and rewards [K], padded to the next power of two, so that few programs are compiled."""
+    padding = (1 << max(len(tickets) - 1, 0).bit_length()) - len(tickets)
+    return np.pad(tickets, (0, padding), constant_values=NO_TICKET), np.pad(rewards, (0, padding))
 
 
 def _cancelled(records: Records) -> bool:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 
-# One core: XLA's own threads and any BLAS. Must be set before JAX is imported.
-os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-os.environ["OMP_NUM_THREADS"] = "1"
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+if __name__ == "__main__":
+    # One core: XLA's own threads and any BLAS. Must be set before JAX is imported.
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 import argparse
 import json
@@ -28,7 +29,6 @@ from importlib import metadata
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rejax
 
 import crystaljax
 from agents.hyperparameters import PPOConfig
@@ -73,6 +73,8 @@ def ours(env: crystaljax.CrystalEnv, params: object, batch: int, updates: int) -
 
 def theirs(env: crystaljax.CrystalEnv, params: object, batch: int, updates: int) -> Callable:
     """rejax' training as a function of a key."""
+    import rejax  # only for the comparison
+
     algorithm = rejax.get_algo("ppo").create(
         env=FiveTupleEnv(env),
         env_params=params,

@@ -161,7 +161,7 @@ def _add_train(commands: Any) -> None:
     add(how, "store", metavar="FILE|URL")
     add(how, "workers")
     add(how, "scheduler", metavar="URL")
-    for name in ("timeout", "memory", "max_dft_calls", "max_core_hours"):
+    for name in ("timeout", "memory", "max_dft_calls", "max_core_hours", "delayed"):
         add(how, name)
 
     run = train.add_argument_group("the run")

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures import wait as futures_wait
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -35,6 +35,10 @@ from dft_bridge.limits import ExecutorLost, Limits
 from dft_bridge.pool import WorkerPool
 from dft_bridge.store import Store
 from dft_bridge.tickets import Answer, Tickets
+
+if TYPE_CHECKING:
+    from crystaljax.env import CrystalEnv
+    from dft_bridge.delayed import DelayedEvaluation
 
 logger = logging.getLogger(__name__)
 
@@ -211,6 +215,12 @@ class Bridge:
     def outstanding(self) -> int:
         """How many tickets are still to be collected."""
         return self._tickets.outstanding
+
+    def delayed(self, env: CrystalEnv, target: float | None = None) -> DelayedEvaluation:
+        """Evaluates what the episodes of a :class:`crystaljax.delayed.DelayedRewards` design, while they go on."""
+        from dft_bridge.delayed import DelayedEvaluation  # loads the environment, which a bridge alone does not need
+
+        return DelayedEvaluation(self, env, target)
 
     def cancel(self) -> None:
         """Stop: what is not finished becomes ``Status.CANCELLED``, workers are killed. Call it from any thread.

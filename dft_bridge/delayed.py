@@ -38,6 +38,11 @@ class DelayedEvaluation:
         self._bridge, self._env = bridge, env
         self._target = env.objective.target if target is None else target
 
+    @property
+    def outstanding(self) -> int:
+        """How many answers have not been received."""
+        return self._bridge.outstanding
+
     def send(self, info: Mapping[str, Any]) -> int:
         """Submit the finished crystals of a step or a rollout; returns how many.
 

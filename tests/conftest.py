@@ -8,8 +8,10 @@ import os
 # threads that wait for each other over small matrices make DFT several times slower. Must precede NumPy's import.
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from crystaljax import FunctionEvaluator
 
@@ -23,3 +25,18 @@ def landscape() -> FunctionEvaluator:
         return jnp.where(total % 3 == 0, jnp.nan, total / skeleton.volume)
 
     return FunctionEvaluator(value, "surrogate: made-up landscape")
+
+
+@pytest.fixture(scope="module")
+def compilation_cache(tmp_path_factory):
+    """Most of a short run is compiling; here each program is compiled once."""
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache_module.reset_cache()

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 import crystaljax
 from agents import config as configs
@@ -39,6 +38,8 @@ from agents.runs import sweep_seeds
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
 from crystaljax.status import Status
+
+pytestmark = pytest.mark.usefixtures("compilation_cache")
 
 CONFIG = RunConfig(
     task="Density-RocksaltAB-v0",
@@ -96,21 +97,6 @@ class Blocking:
 
     def cancel(self):
         self.cancelled.set()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Most of a short run is compiling; here each program is compiled once."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache_module.reset_cache()
-    yield {name.upper(): str(value) for name, value in settings.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache_module.reset_cache()
 
 
 def lines(folder, name, drop=()):

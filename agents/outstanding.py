@@ -1,0 +1,142 @@
+"""The crystals of a run whose reward is still to come: sent away with tickets, entered as they come back.
+
+``tickets.jsonl`` has a line for each update: what was sent, and which tickets had come back by the end of it. It says
+what is outstanding at a checkpoint, and is the order of arrival on which, besides the seed, the run's numbers depend.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from agents.base import Records
+from agents.interrupt import POLL_SECONDS, Stop
+from agents.journal import read_lines
+from crystaljax.delayed import NO_TICKET
+from crystaljax.evaluators import BudgetSpent
+from crystaljax.status import Status
+
+logger = logging.getLogger(__name__)
+
+FILE = "tickets.jsonl"
+
+
+class Evaluation(Protocol):
+    """What evaluates crystals meanwhile: a :class:`dft_bridge.delayed.DelayedEvaluation`."""
+
+    outstanding: int
+
+    def send(self, info: Mapping[str, Any]) -> int: ...
+
+    def receive(self, wait: float | None = 0.0) -> Any: ...
+
+
+class Outstanding:
+    """Sends crystals to an evaluation and collects their rewards; at most ``limit`` are left between two updates."""
+
+    def __init__(self, folder: Path, update: int, evaluation: Evaluation, limit: int):
+        """Goes back to what there was after an update: what was outstanding then is sent again."""
+        self.limit = limit
+        self.stopped = ""
+        """Why nothing more is evaluated (a budget that is spent), for people."""
+        self._evaluation = evaluation
+        self._open: dict[int, tuple[int, list[int]]] = {}
+        """Skeleton and elements by ticket."""
+        self._sent: list[tuple[int, int, list[int]]] = []
+        self._arrived: list[Any] = []
+        path = folder / FILE
+        lines = list(read_lines(path, update))
+        for line in lines:
+            self._open |= {ticket: (skeleton, elements) for ticket, skeleton, elements in line["sent"]}
+            for ticket in line["arrived"]:
+                del self._open[ticket]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        os.replace(partial, path)
+        self._file = path.open("a")
+        if self._open:
+            logger.info("%d crystals whose reward is still to come are sent again", len(self._open))
+            self._send(self._open)
+
+    def __len__(self) -> int:
+        """Crystals whose reward has not come."""
+        return len(self._open)
+
+    def send(self, records: Records) -> None:
+        """Have the crystals evaluated that were finished in a rollout."""
+        tickets = np.asarray(records.ticket)
+        where = tickets != NO_TICKET
+        skeletons, elements = (np.asarray(leaf)[where].tolist() for leaf in (records.skeleton, records.elements))
+        self._sent = list(zip(tickets[where].tolist(), skeletons, elements, strict=True))
+        new = {ticket: (skeleton, labels) for ticket, skeleton, labels in self._sent}
+        self._open |= new
+        self._send(new)
+
+    def wait(self, stop: Stop, waiting: Callable[[], None], all_of_them: bool = False) -> bool:
+        """Wait until few enough are outstanding; false if that will not be, as evaluation or the run was stopped.
+
+        Raises what else stops the evaluation, as :meth:`dft_bridge.bridge.Bridge.collect`.
+        """
+        while self._evaluation.outstanding > (0 if all_of_them or self.stopped else self.limit) and not stop.requested:
+            self._receive(POLL_SECONDS)
+            waiting()
+        self._receive(0.0)
+        arrived = sum(len(arrivals.tickets) for arrivals in self._arrived)
+        # Whatever was cancelled stays open, so that it is sent again when the run is resumed.
+        return not stop.requested and not self.stopped and self._evaluation.outstanding == len(self._open) - arrived
+
+    def take(self) -> tuple[np.ndarray, Records]:
+        """Tickets int32 [K] and records [1, K] of what has arrived since the last call, in the order of arrival."""
+        arrived = [np.concatenate(leaves) for leaves in zip(*self._arrived, strict=True)] if self._arrived else None
+        self._arrived = []
+        tickets, values, statuses, rewards = arrived or (np.zeros(0, kind) for kind in ("i4", "f4", "i4", "f4"))
+        crystals = [self._open[ticket] for ticket in tickets.tolist()]
+        skeletons = np.array([skeleton for skeleton, _ in crystals], np.int32)
+        sites = max((len(labels) for _, labels in crystals), default=1)
+        elements = np.array([labels for _, labels in crystals], np.int32).reshape(-1, sites)
+        finished = np.ones(len(tickets), bool)
+        leaves = (rewards, finished, values, statuses, elements, skeletons, tickets)
+        return tickets, Records(*(leaf[None] for leaf in leaves))
+
+    def write(self, update: int, tickets: np.ndarray) -> None:
+        """An update is done, and these tickets have been taken in the course of it."""
+        arrived = tickets.tolist()
+        self._file.write(json.dumps({"update": update, "sent": self._sent, "arrived": arrived}) + "\n")
+        self._file.flush()
+        self._sent = []
+        for ticket in arrived:
+            del self._open[ticket]
+
+    def sync(self) -> None:
+        """Have everything on the disk, before a checkpoint that counts on it."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+
+    def _send(self, crystals: Mapping[int, tuple[int, list[int]]]) -> None:
+        if not crystals:
+            return
+        skeletons, elements = zip(*crystals.values(), strict=True)
+        info = {"ticket": np.array(list(crystals), np.int32), "skeleton": skeletons, "elements": elements}
+        try:
+            self._evaluation.send(info)
+        except BudgetSpent as spent:  # what came of those before; these stay open
+            self.stopped = str(spent)
+
+    def _receive(self, wait: float) -> None:
+        try:
+            arrivals = self._evaluation.receive(wait)
+        except BudgetSpent as spent:  # said once; what has finished comes with the next calls
+            self.stopped = str(spent)
+            return
+        known = arrivals.statuses != Status.CANCELLED
+        if known.any():
+            self._arrived.append(type(arrivals)(*(leaf[known] for leaf in arrivals)))
