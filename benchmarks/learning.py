@@ -299,7 +299,8 @@ def main() -> None:
     if names == list(ALGORITHMS):
         (RESULTS / f"learning{'-quick' if arguments.quick else ''}.md").write_text("\n".join(report))
     means = {name: round(float(np.exp(np.mean(np.log(values)))), 3) for name, values in ratios.items() if values}
-    print(json.dumps({"area_ratio_to_random": means}))
+    tasks = {name: [round(float(value), 3) for value in values] for name, values in ratios.items() if values}
+    print(json.dumps({"area_ratio_to_random": means, "by_task": tasks, "tasks": [trial.task for trial in TRIALS]}))
 
 
 if __name__ == "__main__":
