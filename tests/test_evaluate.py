@@ -13,7 +13,9 @@ from agents.config import RunConfig
 from agents.hyperparameters import ALGORITHMS
 from crystaljax import cli
 
-LEARNING = [name for name in ALGORITHMS if name != "random"]
+LEARNING = ("ppo", "dqn", "rainbow", "sac", "hybrid")
+DRAWING = ("ppo", "sac", "hybrid")
+"""Agents whose policy is a distribution."""
 
 
 def begin(folder, **settings):
@@ -57,8 +59,16 @@ def test_every_algorithm_leaves_a_policy(agent, capsys, tmp_path):
     out = evaluate(capsys, folder, "--task", "Density-C7-v0", "--episodes", 3)
     assert "Designs for Density-C7-v0 (target 3 g/cm3)" in out
     draws = cli.main(["evaluate", str(folder), "--episodes", "3", "--sample"])
-    assert draws == (0 if agent in ("ppo", "sac") else cli.BAD_INPUT)
-    assert agent in ("ppo", "sac") or "leave out --sample" in capsys.readouterr().err
+    assert draws == (0 if agent in DRAWING else cli.BAD_INPUT)
+    assert agent in DRAWING or "leave out --sample" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("agent", ["random", "ga", "annealing", "bo"])
+def test_a_search_has_no_policy_to_evaluate(agent, capsys, tmp_path):
+    settings = dataclasses.replace(ALGORITHMS[agent](), lanes=4)
+    folder = begin(tmp_path / "run", task="Density-C1-v0", network="mlp", algorithm=settings)
+    assert cli.main(["evaluate", str(folder), "--episodes", "3"]) == cli.BAD_INPUT
+    assert f"a run of {agent}, which has no policy" in capsys.readouterr().err
 
 
 def test_designs_are_those_of_the_likeliest_elements_and_reproducible(capsys, tmp_path):
