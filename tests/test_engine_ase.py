@@ -175,6 +175,16 @@ def test_fingerprint_follows_arguments_files_and_source(module, tmp_path):
     assert make(weights=str(copied)) != first
 
 
+def test_fingerprint_follows_the_function_that_makes_the_calculator(module):
+    text = "def mine():\n    return EMT(asap_cutoff={})\n"
+    name = module(text.format(False))
+    engine = make_engine(f"ase:{name}.mine")
+    first = engine.fingerprint("density")
+    assert engine.fingerprint("density") == first
+    module(text.format(True))
+    assert engine.fingerprint("density") != first
+
+
 def test_every_setting_is_in_some_fingerprint():
     settings = {field.name for field in dataclasses.fields(AseEngine)} - {"label"}
     engine = make_engine(FREE_ELECTRONS)

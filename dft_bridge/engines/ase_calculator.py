@@ -14,7 +14,7 @@ import inspect
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,14 @@ class AseEngine(PresetEngine):
             raise ValueError(f"{self.calculator} has no eigenvalues, so no band gap; choose another property or engine")
         if property_name == "density" and offered is not None and "stress" not in offered:
             raise ValueError(f"{self.calculator} has no stress, so no relaxed density; choose another property")
+        module_name, _, name = self.calculator.rpartition(".")
+        maker = getattr(importlib.import_module(module_name), name)
+        # A function of the user's sets things that the class of what it makes does not show.
+        by_function = {} if isinstance(maker, type) else {"function_source": _source_digest(maker)}
         return self._fingerprint(
             property_name,
             **{self.name: _version(self.calculator)},
+            **by_function,
             calculator=self.calculator,
             source=_source_digest(type(calculator)),
             arguments={name: _contents(value) for name, value in self.arguments.items()},
@@ -208,10 +213,10 @@ def _version(path: str) -> str:
     return metadata.version(distributions[0]) if distributions else ""
 
 
-def _source_digest(kind: type) -> str:
-    """SHA-256 of the file of a class; empty where it has none. Tells versions apart where no number does."""
+def _source_digest(maker: Callable[..., Any]) -> str:
+    """SHA-256 of the file of a class or function, empty if it has none. Tells versions apart where no number does."""
     try:
-        file = inspect.getsourcefile(kind)
+        file = inspect.getsourcefile(maker)
     except TypeError:  # compiled
         return ""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
