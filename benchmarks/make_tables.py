@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes that calculate (default: one per core or GPU)")
     parser.add_argument("--out", type=Path, default=tables.FOLDER, help="folder of the tables")
     options = parser.parse_args()
-    with open_bridge("planewave", options.preset, options.store, options.workers) as bridge:
+    with open_bridge("planewave", options.preset, options.store, options.workers, total_energy=True) as bridge:
         for property_name in options.properties:
             for name in options.names:
                 skeleton = library.PROTOTYPES[PROTOTYPES[name]]()

@@ -968,6 +968,7 @@ CHANGED = {
     "max_scf_iterations": 7,
     "extra_bands": 0.5,
     "double": True,
+    "total_energy": True,
     "eos_volumes": (0.9, 1.0, 1.1, 1.2),
     "eos_same_waves": False,
     "eos_range": (0.7, 1.3),
@@ -987,6 +988,7 @@ def test_fingerprint_follows_every_setting_of_its_property():
     assert json.loads(json.dumps(before)) == before
     special = {
         "special_points": "band_gap",
+        "total_energy": "band_gap",
         "band_tolerance": "band_gap",
         "eos_same_waves": "bulk_modulus",
         "modulus_at": "bulk_modulus",

@@ -114,6 +114,8 @@ class PlanewaveEngine(PresetEngine):
         band_gap_width, bulk_modulus_width, density_width: Gaussian smearing in Ha; 0 for fixed occupations. A gap is
             counted by whole bands in both cases.
         shifted: move the k-point mesh off Gamma by half a step; needs fewer points for the same accuracy of a density.
+        total_energy: a band gap comes with the total energy of its SCF too (in the details), which other properties
+            always have. Changes no number, but compiles for longer; results with it have keys of their own.
         special_points: look for band edges at Gamma and the zone boundary too, at no weight in the density.
         symmetry: ``crystal`` uses all symmetry an assignment of elements has (fewest k-points), ``skeleton`` the part
             that all assignments share, so that a skeleton needs one program only.
@@ -157,6 +159,7 @@ class PlanewaveEngine(PresetEngine):
     density_width: float = _MILLI_RYDBERG
     shifted: bool = False
     special_points: bool = False
+    total_energy: bool = False
     symmetry: str = "crystal"
     tolerance: float = 1e-8
     band_tolerance: float = 1e-3
@@ -183,12 +186,14 @@ class PlanewaveEngine(PresetEngine):
         """Everything that can change the number of this property (JSON-able)."""
         check_property(property_name)
         cutoff = getattr(self, f"{property_name}_cutoff")
+        with_energy = {"total_energy": True} if self.total_energy and property_name == "band_gap" else {}
         return self._fingerprint(
             property_name,
             pseudopotentials=self.pseudo_set().name,
             pseudopotential_files=self.pseudo_set().digest,
             spin=False,
             **({"cutoff_table": cutoff_table(cutoff)} if isinstance(cutoff, str) else {}),
+            **with_energy,
         )
 
     def pseudo_set(self) -> PseudoSet:
@@ -367,7 +372,7 @@ class PlanewaveEngine(PresetEngine):
         symbols = [symbols_of(crystal) for crystal in crystals]
         progress = _Progress(property_name, kind)
         if property_name == "band_gap":
-            found = properties.band_edges(bench, kind, symbols, self.special_points, progress)
+            found = properties.band_edges(bench, kind, symbols, self.special_points, self.total_energy, progress)
             finish = self._gap
         elif property_name == "bulk_modulus":
             found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -11,7 +12,7 @@ from ase.units import Bohr, GPa, Hartree
 
 from dft_bridge.planewave.kinds import Kind, Workbench
 from dft_bridge.planewave.relaxation import Relaxation, symmetrise
-from dft_bridge.planewave.solver import Progress, Solution, bands_at, derivatives, energies
+from dft_bridge.planewave.solver import Progress, Solution, bands_and_energy, bands_at, derivatives, energies
 
 PRESSURE_UNIT = Hartree / Bohr**3 / GPa
 """GPa per Ha/bohr^3."""
@@ -24,7 +25,7 @@ class Outcome:
     Attributes:
         converged: whether the numbers mean anything.
         iterations: SCF steps, of all SCFs together.
-        energy: eV per cell (of the last SCF), free energy E - T S.
+        energy: eV per cell (of the last SCF), free energy E - T S; NaN where it was not asked for.
         fermi_level: eV.
     """
 
@@ -34,12 +35,12 @@ class Outcome:
     fermi_level: float
 
     @staticmethod
-    def facts(solution: Solution, i: int, energies: np.ndarray) -> dict[str, float]:
+    def facts(solution: Solution, i: int, energies: np.ndarray | None = None) -> dict[str, float]:
         """The fields of this class for the ``i``-th crystal; ``energies`` [n] in Ha."""
         return {
             "converged": bool(solution.converged[i]),
             "iterations": int(solution.iterations[i]),
-            "energy": float(energies[i]) * Hartree,
+            "energy": math.nan if energies is None else float(energies[i]) * Hartree,
             "fermi_level": float(solution.fermi_level[i]) * Hartree,
         }
 
@@ -102,15 +103,19 @@ def band_edges(
     kind: Kind,
     symbols: Sequence[Sequence[str]],
     special: bool,
+    energy: bool = False,
     progress: Progress | None = None,
 ) -> list[BandEdges]:
-    """Band edges over the mesh and, with ``special``, the special points: Gamma and the zone boundary."""
+    """Band edges over the mesh and, with ``special``, the special points: Gamma and the zone boundary.
+
+    The energy of the same SCF costs programs that take longer to compile, so it must be asked for.
+    """
     solver = bench.solver(kind)
     problems = bench.problems(kind, symbols)
     if special:
-        found = solver.solve(problems, bands_at, bench.special(kind), progress)
+        found = solver.solve(problems, bands_and_energy if energy else bands_at, bench.special(kind), progress)
     else:
-        found = solver.solve(problems, energies, progress=progress)
+        found = solver.solve(problems, energies if energy else None, progress=progress)
     edges = []
     for i, crystal in enumerate(symbols):
         bands, residual = found.eigenvalues[i], 0.0
@@ -121,7 +126,7 @@ def band_edges(
         below, above = bands[:, occupied - 1] * Hartree, bands[:, occupied] * Hartree
         edges.append(
             BandEdges(
-                **Outcome.facts(found, i, found.extra.free),
+                **Outcome.facts(found, i, found.extra.free if energy else None),
                 homo=float(below.max()),
                 lumo=float(above.min()),
                 direct=float((above - below).min()),

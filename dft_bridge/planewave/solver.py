@@ -72,7 +72,8 @@ class Solver:
 
         Args:
             problems: leading axis n on every array.
-            finish: what to work out from a converged crystal (:func:`energies`, :func:`derivatives`, :func:`bands_at`).
+            finish: what to work out from a converged crystal (:func:`energies`, :func:`derivatives`, :func:`bands_at`
+                ...).
             extra: an argument for ``finish`` (a pytree).
             progress: called after every step with the number of crystals done and the number of lanes at work.
         """
@@ -176,12 +177,12 @@ class ExtraPoints:
 @struct.dataclass
 class ExtraBands:
     """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, and the largest residual (Ha) of those that matter;
-    and the free energy (Ha) of the crystal.
+    and the free energy (Ha) of the crystal, if it was asked for.
     """
 
     eigenvalues: jax.Array
     residual: jax.Array
-    free: jax.Array
+    free: jax.Array | None = None
 
 
 def bands_at(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: ExtraPoints) -> ExtraBands:
@@ -207,8 +208,15 @@ def bands_at(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: L
     start = jax.vmap(lambda k, columns: jnp.pad(lane.state.waves[k], ((0, 0), (0, 1)))[:, columns])
     waves = start(extra.nearest, extra.waves) * prepared.waves.mask[:, None].astype(settings.real_type)
     bands = scf.solve_bands(points, tables, settings, prepared, potential, waves, converge)
+    return ExtraBands(bands.eigenvalues.astype(density.volume.dtype), worst(bands).astype(density.volume.dtype))
+
+
+def bands_and_energy(
+    basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: ExtraPoints
+) -> ExtraBands:
+    """:func:`bands_at` and the free energy of the same SCF; takes a second longer to compile."""
     free = energies(basis, tables, settings, lane, None).free
-    return ExtraBands(bands.eigenvalues.astype(free.dtype), worst(bands).astype(free.dtype), free)
+    return bands_at(basis, tables, settings, lane, extra).replace(free=free)
 
 
 @functools.partial(jax.jit, static_argnums=2)
