@@ -238,9 +238,7 @@ def _images(half: np.ndarray, symmetry: Symmetry) -> tuple[np.ndarray, np.ndarra
     table = np.full(math.prod(shape), -1, np.int64)
     table[_positions(half, shape)] = np.arange(len(half))
     images, signs, phases = [], [], []
-    # Written as often as makes up the largest group: an average does not change, and neither does a program's shape.
-    repeats = _LARGEST_GROUP // len(symmetry) if len(symmetry) > 1 and _LARGEST_GROUP % len(symmetry) == 0 else 1
-    for rotation, translation in list(zip(symmetry.rotations, symmetry.translations, strict=True)) * repeats:
+    for rotation, translation in zip(symmetry.rotations, symmetry.translations, strict=True):
         sources = half @ np.rint(np.linalg.inv(rotation)).astype(int)
         direct = table[_positions(sources, shape)]
         sign = np.where(direct >= 0, 1, -1)
@@ -250,4 +248,6 @@ def _images(half: np.ndarray, symmetry: Symmetry) -> tuple[np.ndarray, np.ndarra
     result = np.array(images, np.int32)
     if (result < 0).any():
         raise ValueError("the symmetry operations do not fit the lattice; is it distorted beyond the tolerance?")
-    return result, np.array(signs, np.int8), np.array(phases)
+    # Written as often as makes up the largest group: an average does not change, and neither does a program's shape.
+    repeats = _LARGEST_GROUP // len(symmetry) if len(symmetry) > 1 and _LARGEST_GROUP % len(symmetry) == 0 else 1
+    return tuple(np.tile(array, (repeats, 1)) for array in (result, np.array(signs, np.int8), np.array(phases)))
