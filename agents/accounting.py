@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from agents.files import replace_text
+from crystaljax.files import replace_text
 
 FILE = "accounting.json"
 WRITE_SECONDS = 10.0

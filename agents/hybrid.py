@@ -21,7 +21,7 @@ from agents.base import Agent, Records
 from agents.designs import Designs, next_gene
 from agents.genetic import Population, breed, first_population, survive
 from agents.hyperparameters import HybridConfig, PPOConfig, PPOSettings
-from agents.ppo import PPO, make_learner
+from agents.ppo import PPO, TrainState, make_learner
 from agents.rollout import Lanes, first_lanes, rollout
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 
@@ -30,15 +30,9 @@ CLONE_BATCH = 128
 
 
 @struct.dataclass
-class HybridState:
+class HybridState(TrainState):
     """Everything that the next update depends on: that of PPO and the population."""
 
-    update: jax.Array
-    key: jax.Array
-    network: Any
-    optimizer: Any
-    env_params: EnvParams
-    lanes: Lanes
     population: Population
 
 

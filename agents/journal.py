@@ -12,9 +12,9 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from agents.files import replace_text
 from agents.ledger import Episode
 from agents.tracking import Tracker
+from crystaljax.files import replace_text
 
 METRICS, EPISODES, TENSORBOARD = "metrics.jsonl", "episodes.jsonl", "tensorboard"
 

@@ -20,6 +20,7 @@ from agents.interrupt import POLL_SECONDS, Stop
 from agents.journal import read_lines
 from crystaljax.delayed import NO_TICKET
 from crystaljax.evaluators import BudgetSpent
+from crystaljax.files import replace_text
 from crystaljax.status import Status
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,7 @@ class Outstanding:
             self._open |= {ticket: (skeleton, elements) for ticket, skeleton, elements in line["sent"]}
             for ticket in line["arrived"]:
                 del self._open[ticket]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(partial, path)
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         self._file = path.open("a")
         if self._open:
             logger.info("%d crystals whose reward is still to come are sent again", len(self._open))

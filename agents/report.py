@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 
-from agents.files import replace_text
 from agents.ledger import Episode, Ledger
 from crystaljax.env import CrystalEnv
+from crystaljax.files import replace_text
 
 if TYPE_CHECKING:
     from rich.table import Table

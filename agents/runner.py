@@ -350,7 +350,7 @@ class _Run:
             self.accounting.write(always=False)
 
         if self.outstanding is not None:
-            return self._one_delayed_update(compiled, stop, display, waiting)
+            return self._one_delayed_update(compiled, stop, display, waiting, begin)
         state, losses, records = interrupt.call(compiled, self.state, stop=stop, cancel=self.cancel, waiting=waiting)
         try:
             self.env.evaluator.check()
@@ -365,10 +365,14 @@ class _Run:
         return True
 
     def _one_delayed_update(
-        self, compiled: Any, stop: interrupt.Stop, display: Display, waiting: Callable[[], None]
+        self,
+        compiled: Any,
+        stop: interrupt.Stop,
+        display: Display,
+        waiting: Callable[[], None],
+        begin: tuple[float, float],
     ) -> bool:
         """One update that enters the rewards of earlier ones; false if evaluation or the run was stopped."""
-        begin = time.perf_counter(), self._waiting_seconds()
         # Only a run that was stopped while it waited, and is resumed, has something to wait for.
         if len(self.outstanding) > self.outstanding.limit and not self.outstanding.wait(stop, waiting):
             self.stopped = self.outstanding.stopped

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agents.files import replace_text
+from crystaljax.files import replace_text
 
 ID_FILE = "wandb.json"
 

@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from table_report import random_search
+from table_report import probabilities, random_search, rewards
 
 import crystaljax
 from agents.base import Agent, Records
@@ -117,9 +117,7 @@ def main() -> None:
         for i in range(options.seeds)
     ]
     reached = [count for count in counts if count is not None]
-    probabilities = np.bincount(row, minlength=len(table.entries)) / len(row)
-    earned = np.asarray(env.objective.reward(table.values, table.statuses, np.float32(params.target)))
-    _, expected = random_search(probabilities, earned >= best - TOLERANCE)
+    _, expected = random_search(probabilities(table), rewards(table, env.objective) >= best - TOLERANCE)
     print(f"{FEW_LANES} lanes, distinct crystals until the best: {counts}")
     print(
         json.dumps(

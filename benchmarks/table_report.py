@@ -33,6 +33,12 @@ def rewards(table: Table, objective: Objective) -> np.ndarray:
     return np.asarray(objective.reward(table.values, table.statuses, np.float32(objective.target)), float)
 
 
+def probabilities(table: Table) -> np.ndarray:
+    """float [E], of every entry, if elements are drawn uniformly for the orbits."""
+    _, row = tables.labelings(table.skeleton, table.vocabulary)
+    return np.bincount(row, minlength=len(table.entries)) / len(row)
+
+
 def random_search(probabilities: np.ndarray, best: np.ndarray) -> tuple[float, float]:
     """Expected episodes and expected distinct crystals until one of the ``best`` (bool [E]) is drawn."""
     hit = probabilities[best].sum()
@@ -43,10 +49,9 @@ def random_search(probabilities: np.ndarray, best: np.ndarray) -> tuple[float, f
 def report(table: Table, objective: Objective, tolerance: float) -> list[str]:
     """The cells of the table's row."""
     _, row = tables.labelings(table.skeleton, table.vocabulary)
-    probabilities = np.bincount(row, minlength=len(table.entries)) / len(row)
     earned = rewards(table, objective)
     best = earned >= earned.max() - tolerance
-    episodes, distinct = random_search(probabilities, best)
+    episodes, distinct = random_search(probabilities(table), best)
     over_assignments = earned[row]
     failures = {s.name: int((table.statuses == s).sum()) for s in Status if s != Status.OK}
     top = table.entries[int(earned.argmax())]

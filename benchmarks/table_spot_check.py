@@ -20,7 +20,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers
+from ase import Atoms
+from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
 from dft_cases import bands
 from pwx import PwxJob, PwxResult, electrons, oriented, run
@@ -28,7 +29,7 @@ from pwx import PwxJob, PwxResult, electrons, oriented, run
 from crystaljax import tables
 from crystaljax.status import Status
 from crystaljax.tables import Entry, Table
-from dft_bridge.engines.checks import AMU_PER_A3
+from dft_bridge.engines.checks import density_of
 from dft_bridge.engines.equation_of_state import fit_murnaghan
 from dft_bridge.planewave.kpoints import find_symmetry, mesh_points, reduce_points, special_points
 
@@ -84,8 +85,7 @@ def recalculated(table: Table, entry: Entry, cache: Path | None) -> float:
         return fit_murnaghan(np.array([r.volume for r in runs]), np.array([r.energy for r in runs]) * Hartree).b0 / GPa
     if table.property == "density":
         relaxed = _converged(dataclasses.replace(point, calculation="vc-relax", stress=True, derivatives=True), cache)
-        mass = sum(atomic_masses[atomic_numbers[symbol]] for symbol in entry.elements)
-        return mass / relaxed.volume * AMU_PER_A3
+        return density_of(Atoms(entry.elements, cell=relaxed.lattice))
     result = _converged(point, cache)
     return max(0.0, result.gap) if table.property == "band_gap" else result.energy * Hartree
 

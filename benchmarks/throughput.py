@@ -220,7 +220,7 @@ def training(quick: bool) -> list[Row]:
     """PPO on rewards from a table, compiled as a whole; beside rejax if it is installed."""
     import jax
     from train_speed import BATCHES as batches
-    from train_speed import STEPS, ours, table_evaluator, theirs
+    from train_speed import STEPS, fastest, ours, table_evaluator, theirs
 
     import crystaljax
 
@@ -232,12 +232,7 @@ def training(quick: bool) -> list[Row]:
     for batch in batches[:1] if quick else batches:
         updates = max(1, 2 ** (16 if quick else 19) // (batch * STEPS))
         programs = {name: jax.jit(make(env, params, batch, updates)) for name, make in makers.items()}
-        best = dict.fromkeys(programs, float("inf"))
-        for repetition in range(3 if quick else 6):
-            for name, program in programs.items():
-                start = clock()
-                jax.block_until_ready(program(jax.random.key(repetition)))
-                best[name] = min(best[name], clock() - start)  # the first of them compiles
+        best = fastest(programs, 3 if quick else 6, clock)  # the first of them compiles
         rows += [
             Row("training", name, f"batch {batch}", updates * batch * STEPS / took, unit) for name, took in best.items()
         ]

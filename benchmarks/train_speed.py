@@ -92,6 +92,19 @@ def theirs(env: crystaljax.CrystalEnv, params: object, batch: int, updates: int)
     return algorithm.replace(eval_callback=lambda *_: jnp.float32(0.0)).train
 
 
+def fastest(
+    programs: dict[str, Callable], repetitions: int, clock: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Seconds of the fastest run of each program (a function of a key); the programs take turns."""
+    best = dict.fromkeys(programs, float("inf"))
+    for repetition in range(repetitions):
+        for name, program in programs.items():
+            start = clock()
+            jax.block_until_ready(program(jax.random.key(repetition)))
+            best[name] = min(best[name], clock() - start)
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -104,13 +117,7 @@ def main() -> None:
             name: jax.jit(make(env, params, batch, updates)).lower(jax.random.key(0)).compile()
             for name, make in (("ours", ours), ("rejax", theirs))
         }
-        best = dict.fromkeys(programs, float("inf"))
-        for repetition in range(repetitions):
-            for name, program in programs.items():
-                start = time.process_time()
-                jax.block_until_ready(program(jax.random.key(repetition)))
-                best[name] = min(best[name], time.process_time() - start)
-        for name, seconds in best.items():
+        for name, seconds in fastest(programs, repetitions).items():
             rates[name][str(batch)] = round(updates * batch * STEPS / seconds)
         print(
             f"batch {batch}: " + ", ".join(f"{name} {rates[name][str(batch)]:,} steps/CPU s" for name in rates),

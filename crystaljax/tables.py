@@ -24,6 +24,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from crystaljax.elements import Vocabulary
+from crystaljax.files import replace_text
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical_numbers
@@ -135,9 +136,7 @@ def write(table: Table, folder: str | os.PathLike = FOLDER) -> Path:
     header["checksum"] = _checksum(header, lines)
     text = json.dumps(header, indent=1)[:-2] + ',\n "entries": [\n' + ",\n".join(lines) + "\n ]\n}\n"
     path = Path(folder, f"{table.name}.json")
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    replace_text(path, text)
     return path
 
 

@@ -12,7 +12,6 @@ So every number stands in one place. What is missing ends the build.
 from __future__ import annotations
 
 import inspect
-import itertools
 import posixpath
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from crystaljax.elements import Vocabulary
     from crystaljax.rewards import Objective
     from crystaljax.skeleton import Skeleton
     from crystaljax.tasks import Task
@@ -164,10 +164,11 @@ def _objective_card(objective: Objective) -> str:
 
 def _task_row(task: Task) -> tuple[str, ...]:
     from crystaljax import library
+    from crystaljax.elements import SMALL
 
     skeletons = library.crystals(task.crystals)
     decisions = sorted({decisions_of(skeleton, task.mode) for skeleton in skeletons})
-    distinct = sum(distinct_crystals(skeleton, task.mode, 18) for skeleton in skeletons)
+    distinct = sum(distinct_crystals(skeleton, task.mode, SMALL) for skeleton in skeletons)
     steps = f"{decisions[0]}" if len(decisions) == 1 else f"{decisions[0]} to {decisions[-1]}"
     source, best = ("DFT", "not known") if task.evaluator is None else optimum(task)
     return f"`{task.id}`", task.crystals, steps, f"{distinct:,}", source, best
@@ -190,15 +191,14 @@ def decisions_of(skeleton: Skeleton, mode: str) -> int:
     return int(skeleton.orbits.max()) + 1 if mode == "orbit" else skeleton.n_sites
 
 
-def distinct_crystals(skeleton: Skeleton, mode: str, elements: int) -> int:
+def distinct_crystals(skeleton: Skeleton, mode: str, vocabulary: Vocabulary) -> int:
     """How many different crystals the decisions of an episode lead to."""
-    from crystaljax.symmetry import canonical_numbers, count_distinct
+    from crystaljax.symmetry import count_distinct
+    from crystaljax.tables import labelings
 
     if mode != "orbit":
-        return count_distinct(skeleton.permutations, elements)
-    choices = np.array(list(itertools.product(range(elements), repeat=decisions_of(skeleton, mode))))
-    labelings = choices[:, skeleton.orbits]
-    return len(np.unique(canonical_numbers(labelings, skeleton.permutations), axis=0))
+        return count_distinct(skeleton.permutations, len(vocabulary))
+    return len(labelings(skeleton, vocabulary)[0])
 
 
 def skeleton_table() -> str:

@@ -114,8 +114,7 @@ class AseEngine(PresetEngine):
             raise ValueError(f"{self.calculator} has no eigenvalues, so no band gap; choose another property or engine")
         if property_name == "density" and offered is not None and "stress" not in offered:
             raise ValueError(f"{self.calculator} has no stress, so no relaxed density; choose another property")
-        module_name, _, name = self.calculator.rpartition(".")
-        maker = getattr(importlib.import_module(module_name), name)
+        maker = _maker(self.calculator)
         # A function of the user's sets things that the class of what it makes does not show.
         by_function = {} if isinstance(maker, type) else {"function_source": _source_digest(maker)}
         return self._fingerprint(
@@ -183,9 +182,8 @@ class AseEngine(PresetEngine):
         return _make_calculator(self.calculator, json.dumps(dict(self.arguments), sort_keys=True))
 
 
-@functools.lru_cache(maxsize=1)
-def _make_calculator(path: str, arguments: str) -> Any:
-    """The calculator, made once per process: some read large files; raises :class:`EngineNotReady`."""
+def _maker(path: str) -> Callable[..., Any]:
+    """The class or function at an import path; raises :class:`EngineNotReady`."""
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise EngineNotReady(f"name the calculator of the ase engine by its import path, such as {_EXAMPLE}")
@@ -196,6 +194,13 @@ def _make_calculator(path: str, arguments: str) -> Any:
         raise EngineNotReady(f"{module_name} cannot be imported ({error}); {advice}") from error
     if not callable(make):
         raise EngineNotReady(f"{module_name} has no calculator {name}; give an import path such as {_EXAMPLE}")
+    return make
+
+
+@functools.lru_cache(maxsize=1)
+def _make_calculator(path: str, arguments: str) -> Any:
+    """The calculator, made once per process: some read large files; raises :class:`EngineNotReady`."""
+    make = _maker(path)
     try:
         calculator = make(**json.loads(arguments))
     except Exception as error:  # a calculator may raise anything

@@ -36,7 +36,7 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: an option is unknown, with the known ones.
     """
-    settings = {} if name not in ENGINES and not name.startswith(PREFIX) else _settings(_split(name)[0])
+    settings = _settings(_split(name)[0]) if is_engine(name) else []
     unknown = sorted(set(options) - set(settings))
     if unknown:
         known = f"it has {', '.join(settings)}" if settings else "it has none"
