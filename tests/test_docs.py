@@ -23,6 +23,7 @@ from ase.build import bulk
 from fake_engines import FakeEngine
 
 from crystaljax import cli, library, symmetry, tasks
+from crystaljax.elements import SMALL, Vocabulary
 from dft_bridge.engines import registry
 
 ROOT = Path(__file__).parents[1]
@@ -218,7 +219,7 @@ def test_links_to_results_lead_to_their_pages():
 
 def test_distinct_crystals_of_orbit_mode_count_each_pair_once():
     hooks, (rocksalt,) = load_hooks(), library.crystals("RocksaltAB")
-    assert hooks.distinct_crystals(rocksalt, "orbit", 18) == 18 * 19 // 2
+    assert hooks.distinct_crystals(rocksalt, "orbit", SMALL) == 18 * 19 // 2
     (perovskite,) = library.crystals("PerovskiteABX3")
-    assert hooks.distinct_crystals(perovskite, "orbit", 3) == 27
-    assert hooks.distinct_crystals(perovskite, "site", 18) == symmetry.count_distinct(perovskite.permutations, 18)
+    assert hooks.distinct_crystals(perovskite, "orbit", Vocabulary("three", ("Li", "O", "F"))) == 27
+    assert hooks.distinct_crystals(perovskite, "site", SMALL) == symmetry.count_distinct(perovskite.permutations, 18)
