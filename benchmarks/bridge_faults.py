@@ -485,6 +485,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50, help="how often processes are killed (default: 50)")
     parser.add_argument("--only", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     options = parser.parse_args()
+    # A shell's background jobs, and what they start, ignore Ctrl-C, which one of the scenarios sends.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     total, done = Damage(), 0
     for name in options.only:
         start = time.perf_counter()

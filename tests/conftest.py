@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # One thread for each linear-algebra call, as in the bridge's workers: two processes run tests side by side, and
 # threads that wait for each other over small matrices make DFT several times slower. Must precede NumPy's import.
 os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+# A shell's background jobs, and what they start, ignore Ctrl-C; the tests of it need the usual answer.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 import jax.numpy as jnp
