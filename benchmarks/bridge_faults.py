@@ -41,7 +41,9 @@ from crystaljax.status import Status
 from dft_bridge import Bridge, Limits, Request
 from dft_bridge.engines.base import EngineNotReady, Result
 from dft_bridge.store import Store, StoreError
-from dft_bridge.store.verify import Findings, good_rows
+from dft_bridge.store.repair import repair
+from dft_bridge.store.schema import SCHEMA
+from dft_bridge.store.verify import Findings, verify
 
 # An engine that workers can import.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -54,6 +56,8 @@ WORKERS = 2
 DEATH_SECONDS = 10.0
 """Within it, workers and programs must have ended after the main process."""
 INTERRUPT_SECONDS = 5.0
+PAGE = 4096
+"""Bytes, of SQLite and of most disks."""
 
 
 class Skipped(Exception):
@@ -411,45 +415,48 @@ def clock_jump(scene: Scene, kills: int) -> Damage:
 
 
 def corrupted_page(scene: Scene, kills: int) -> Damage:
-    """A page of the store is overwritten: a clear error, or the right answers. What is good can be saved.
+    """A page of the store is overwritten: a clear error, or the right answers. `crystaljax store repair` saves all.
 
-    A user then saves what is good (`crystaljax store export --damaged`, `import`) and merges the copy that there is.
+    So it does when it is a page of the journal, for then the store has all results.
     """
     requests = some()
     with scene.here(), scene.bridge(scene.engine()) as bridge:
         given = as_given(requests, bridge.evaluate(requests))
-    copy, saved, rescued = scene.folder / "copy.db", scene.folder / "saved.db", []
-    shutil.copy(scene.store, copy)
-    whole, lost = scene.store.read_bytes(), 0
-    for page in range(len(whole) // 4096):
-        broken = bytearray(whole)
-        broken[4096 * page : 4096 * (page + 1)] = random.Random(page).randbytes(4096)
-        for store in (scene.store, saved):
-            for rest in scene.folder.glob(f"{store.name}*"):
-                rest.unlink()
-        scene.store.write_bytes(broken)
+    store, lost, noticed, from_file = scene.store, 0, 0, []
+    journal = Store(store).database.journal.path
+    sound = {path: path.read_bytes() for path in (store, journal)}
+    damages = [(path, page) for path, content in sound.items() for page in range(-(-len(content) // PAGE))]
+    for damaged, page in damages:
+        for rest in scene.folder.glob(f"{store.name}*"):
+            rest.unlink()
+        for path, content in sound.items():
+            path.write_bytes(overwritten(content, page) if path == damaged else content)
         before = len(scene.engine().calculations())
         try:
-            with Bridge(scene.engine(), scene.store, executor=ThreadPoolExecutor(1)) as bridge:
-                results = bridge.evaluate(requests)
+            with Bridge(scene.engine(), store, executor=ThreadPoolExecutor(1)) as bridge:
+                bridge.evaluate(requests)
         except StoreError as error:
-            expect("damaged" in str(error) or "not a database" in str(error), str(error))
-            with contextlib.suppress(StoreError):  # nothing of it can be read
-                Store(saved).merge(good_rows(Store(scene.store), Findings()))
-            rescued.append(len(Store(saved)))
-            Store(saved).merge(Store(copy).rows())
-            with Bridge(scene.engine(), saved, executor=ThreadPoolExecutor(1)) as bridge:
-                results = bridge.evaluate(requests)
-        lost += as_given(requests, results) != given
+            expect(damaged == store and "it is damaged" in str(error), str(error))
+            noticed += 1
+        findings, _ = repair(Store(store))
+        from_file += [findings.good] * (damaged == store)
+        with Bridge(scene.engine(), store, executor=ThreadPoolExecutor(1)) as bridge:
+            lost += as_given(requests, bridge.evaluate(requests)) != given
         lost += len(scene.engine().calculations()) - before
-    expect(len(rescued) > 0, "no damage was noticed")
-    text = f"{len(rescued)} of {len(whole) // 4096} pages give a clear error; without the copy {min(rescued)} to "
+        lost += verify(Store(store)) != Findings(SCHEMA, CRYSTALS)
+    expect(noticed > 0, "no damage was noticed")
     print(
-        f"{text}{max(rescued)} of {CRYSTALS} results are saved, {sum(rescued) / len(rescued):.1f} on average",
+        f"{noticed} of {len(from_file)} pages give a clear error; the file alone still has {min(from_file)} to "
+        f"{max(from_file)} of {CRYSTALS}, {sum(from_file) / len(from_file):.1f} on average; with its journal all",
         flush=True,
     )
-    shutil.copy(copy, scene.store)
     return scene.damage(given, requests) + Damage(lost=lost)
+
+
+def overwritten(content: bytes, page: int) -> bytes:
+    """A file with random bytes on a page."""
+    start, end = PAGE * page, min(PAGE * (page + 1), len(content))
+    return content[:start] + random.Random(page).randbytes(end - start) + content[end:]
 
 
 SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dft_bridge.store.merge import Merged
 
 PROBLEMS = 1
-"""Exit code of ``verify`` and ``export --damaged`` if something is wrong."""
+"""Exit code of ``verify`` if something is wrong."""
 SHOWN = 20
 """Problems and conflicts that are printed one by one."""
 
@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   crystaljax store export results.jsonl
   crystaljax store merge laptop.db cluster.db --store postgresql://me@server/results
   crystaljax store verify --store results.db
+  crystaljax store repair --store results.db
 """
 
 
@@ -68,7 +69,6 @@ def add_commands(commands: Any) -> None:
 
     export = add("export", _export, "write all results as JSON lines", "`store import` reads them, to the last digit.")
     export.add_argument("file", metavar="FILE", help="file to write, which must not exist; - for standard output")
-    export.add_argument("--damaged", action="store_true", help="leave out what is damaged, and say what that is")
 
     load = add("import", _import, "take over the results in a file of JSON lines", "If a line is wrong, none is taken.")
     load.add_argument("file", metavar="FILE", type=Path, help="file that `store export` or `store query --json` wrote")
@@ -85,7 +85,15 @@ def add_commands(commands: Any) -> None:
         "verify",
         _verify,
         "check every page and every row",
-        "Keys must belong to crystal, property and settings and be there once, values must be finite. Changes nothing.",
+        "Keys must belong to crystal, property and settings and be there once, values must be finite, and rows must be "
+        "those of the journal. Changes nothing.",
+    )
+    add(
+        "repair",
+        _repair,
+        "make a damaged store anew",
+        "From what is good of the file and from its journal (FILE.jsonl). The damaged file is kept under another name. "
+        "End all runs that use the store before.",
     )
 
 
@@ -140,17 +148,14 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
     return 0
 
 
-def _export(store: str | None, file: str, damaged: bool) -> int:
+def _export(store: str | None, file: str) -> int:
     from dft_bridge.store.export import write_lines
-    from dft_bridge.store.verify import Findings, good_rows
 
-    opened, findings = _open(store), Findings()
+    opened = _open(store)
     with _standard_output() if file == "-" else _new_file(Path(file)) as out:
-        rows = good_rows(opened, findings) if damaged else opened.rows()
-        count = write_lines(rows, out, findings.version if damaged else opened.version())
-    _print_problems(findings.problems)
+        count = write_lines(opened.rows(), out, opened.version())
     print(f"{count} results written to {file}", file=sys.stderr)
-    return PROBLEMS if findings.problems else 0
+    return 0
 
 
 def _import(store: str | None, file: Path) -> int:
@@ -174,21 +179,32 @@ def _merge(store: str | None, sources: Sequence[str]) -> int:
 
 
 def _verify(store: str | None) -> int:
+    from dft_bridge.store.journal import SUFFIX
     from dft_bridge.store.verify import verify
 
     opened = _open(store)
     findings = verify(opened)
     _print_problems(findings.problems)
     print(f"{opened.name}: schema {findings.version}, {findings.good} good results, {len(findings.problems)} problems")
-    if not findings.problems:
-        return 0
-    where = f" --store {opened.name}" if store else ""
+    if findings.only_in_journal:
+        print(f"{findings.only_in_journal} more results are in the journal {opened.path.name}{SUFFIX}")
+    if findings.problems or findings.only_in_journal:
+        where = f" --store {opened.name}" if store else ""
+        print(f"To make it anew from what is good and the journal: crystaljax store repair{where}", file=sys.stderr)
+    return PROBLEMS if findings.problems else 0
+
+
+def _repair(store: str | None) -> int:
+    from dft_bridge.store.repair import repair
+
+    opened = _open(store)
+    findings, damaged = repair(opened)
+    _print_problems(findings.problems)
     print(
-        f"To save the good results: crystaljax store export --damaged saved.jsonl{where}, then "
-        "crystaljax store import saved.jsonl --store NEW",
-        file=sys.stderr,
+        f"{opened.name}: {findings.good} results from the file, {findings.only_in_journal} from its journal; "
+        f"the damaged file is {damaged}"
     )
-    return PROBLEMS
+    return 0
 
 
 def _open(store: str | None) -> Any:

@@ -26,7 +26,9 @@ def filled(tmp_path, monkeypatch):
 
 def test_help_names_every_action_and_its_options(capsys):
     code, out, _ = run(capsys, "store", "--help")
-    assert code == 0 and all(name in out for name in ("stats", "query", "export", "import", "merge", "verify"))
+    assert code == 0 and all(
+        name in out for name in ("stats", "query", "export", "import", "merge", "verify", "repair")
+    )
     code, out, _ = run(capsys, "store", "query", "--help")
     assert code == 0 and all(option in out for option in ("--store", "--property", "--elements", "--min", "--json"))
 
@@ -85,21 +87,23 @@ def test_merge_tells_conflicts(capsys, filled, tmp_path):
     assert "(with another value: 1)" in out
 
 
-def test_verify_and_rescue(capsys, tmp_path):
-    store, saved = Store(tmp_path / "results.db"), tmp_path / "saved.jsonl"
+def test_verify_and_repair(capsys, tmp_path):
+    store, copy = Store(tmp_path / "results.db"), tmp_path / "copy.jsonl"
     records = many(300)
     store.write(records)
     assert run(capsys, "store", "verify", "--store", store.path)[0] == 0
     damage(store.path, f'"key": "{records[150].key}"')
     code, out, err = run(capsys, "store", "verify", "--store", store.path)
     assert code == cli_store.PROBLEMS and "cannot be read" in err
-    assert f"crystaljax store export --damaged saved.jsonl --store {store.path}" in err
-    code, _, err = run(capsys, "store", "export", saved, "--store", store.path)
-    assert code == 2 and "it is damaged; `crystaljax store verify`" in err and list(tmp_path.glob("saved*")) == []
-    code, _, err = run(capsys, "store", "export", "--damaged", saved, "--store", store.path)
-    assert code == cli_store.PROBLEMS
-    code, out, _ = run(capsys, "store", "import", saved, "--store", tmp_path / "new.db")
-    assert code == 0 and len(Store(tmp_path / "new.db")) == len(saved.read_text().splitlines()) >= 285
+    assert "more results are in the journal results.db.jsonl" in out
+    assert f"crystaljax store repair --store {store.path}" in err
+    code, _, err = run(capsys, "store", "export", copy, "--store", store.path)
+    assert code == 2 and "it is damaged; end its runs; `crystaljax store repair`" in err
+    assert list(tmp_path.glob("copy*")) == []
+    code, out, _ = run(capsys, "store", "repair", "--store", store.path)
+    assert code == 0 and out.endswith(f"the damaged file is {store.path}.damaged\n")
+    code, out, _ = run(capsys, "store", "verify", "--store", store.path)
+    assert code == 0 and out.endswith("300 good results, 0 problems\n")
 
 
 @pytest.mark.postgres
@@ -117,6 +121,7 @@ def test_a_store_moves_to_a_server(capsys, filled, new_schema):  # noqa: F811
     [
         (["stats", "--store", "missing.db"], "there is no store"),
         (["verify", "--store", "missing.db"], "there is no store"),
+        (["repair", "--store", "missing.db"], "there is no store"),
         (["merge", "missing.db"], "there is no store"),
         (["import", "missing.jsonl"], "cannot read missing.jsonl"),
         (["query", "--property", "gap"], "choose one of band_gap"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import itertools
 import json
 import math
@@ -29,10 +30,13 @@ from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, Result
 from dft_bridge.keys import Keys, Request, limited_key
 from dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
+from dft_bridge.store import journal as journal_module
 from dft_bridge.store.export import read_file, write_lines
+from dft_bridge.store.journal import SUFFIX
 from dft_bridge.store.query import Query, tally
 from dft_bridge.store.records import LOG_CHARACTERS
-from dft_bridge.store.verify import Findings, good_rows, verify
+from dft_bridge.store.repair import repair
+from dft_bridge.store.verify import Findings, verify
 
 NACL = Crystal(
     np.array([[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([11, 17])
@@ -40,6 +44,7 @@ NACL = Crystal(
 GOOD = Result(5.1, Status.OK, 12.5, "", {"kpoints": [4, 4, 4], "iterations": 9, "tolerance": 1e-07})
 BAD = Result.failure(Status.NOT_CONVERGED, "no self-consistency within 60 iterations", 80.0, "...\nstop", iterations=60)
 FINGERPRINT = {"engine": "fake", "cutoff": 400.0}
+JOURNAL = f"results.db{SUFFIX}"
 VERSION_1 = Path(__file__).parent / "data" / "store_v1.db"
 """Written by the last version whose stores had no schema number: seven results of five crystals, because the rocksalt
 and the perovskite are described in two ways each."""
@@ -543,21 +548,129 @@ def damage(path, text):
     path.write_bytes(content)
 
 
-def test_a_damaged_page_gives_one_clear_error_and_the_rest_can_be_saved(file, tmp_path):
+def test_a_damaged_page_gives_one_clear_error_and_is_repaired(file):
     records = many(300)
     file.write(records)
     damage(file.path, f'"key": "{records[150].key}"')
-    with pytest.raises(StoreError, match="it is damaged; `crystaljax store verify` says what can be rescued"):
+    broken = file.path.read_bytes()
+    with pytest.raises(StoreError, match="it is damaged; end its runs; `crystaljax store repair`"):
         file.read([r.key for r in records])
     findings = verify(file)
     assert 285 <= findings.good < 300 and len(findings.problems) > 300 - findings.good
+    assert findings.good + findings.only_in_journal == 300
 
-    with open(tmp_path / "saved.jsonl", "w") as out:
-        assert write_lines(good_rows(Store(file.path), Findings()), out) == findings.good
-    saved = Store(tmp_path / "saved.db")
-    assert read_file(saved, tmp_path / "saved.jsonl").added == findings.good
-    found = saved.read([r.key for r in records])
-    assert len(found) == findings.good and all(found[r.key] == r.result for r in records if r.key in found)
+    found, kept = repair(file)
+    assert (found, kept.read_bytes()) == (findings, broken)
+    assert verify(file) == Findings(2, 300) and file.read([r.key for r in records]) == {
+        r.key: r.result for r in records
+    }
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["results.db", "results.db.damaged", JOURNAL]
+
+
+@pytest.mark.parametrize("where", ["header", "everything", "journal", "file and journal"])
+def test_repair(file, where):
+    """Whatever is left of the file and of its journal, each result that one of them has is saved."""
+    records = many(40)
+    file.write([*records[:20], *records[25:]])
+    file.merge(Row.of(r) for r in [dataclasses.replace(records[20], result=BAD), *records[20:25]])
+    journal = file.database.journal.path
+    if where in ("header", "everything"):
+        content = file.path.read_bytes()
+        size = 4096 if where == "header" else len(content)
+        file.path.write_bytes(b"\xff" * size + content[size:])
+    if where == "file and journal":
+        damage(file.path, f'"key": "{records[10].key}"')
+    if "journal" in where:
+        journal.write_text(journal.read_text().replace('"value":30.0', '"value":31.0'))
+        assert f"line 26 of {JOURNAL} is damaged" in verify(file).problems
+    repair(file)
+    assert verify(file) == Findings(2, 40)
+    assert file.read([r.key for r in records]) == {r.key: r.result for r in records}
+
+
+def test_a_row_that_was_changed_is_found_and_put_right(file):
+    """Damage that SQLite does not see: another value, in all its tables."""
+    file.write(many(10))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute(
+            "UPDATE systems SET key_value_pairs=replace(key_value_pairs, '\"value\": 2.0', '\"value\": 3.0') WHERE id=3"
+        )
+        connection.execute("UPDATE number_key_values SET value=3.0 WHERE id=3 AND key='value'")
+    problem = "row 3: it is not what was written, says the journal"
+    assert verify(file) == Findings(2, 9, [problem], 1)
+    repair(file)
+    assert file.read([many(3)[2].key])[many(3)[2].key].value == 2.0
+
+
+def test_the_journal_has_what_a_killed_process_had_no_time_to_commit(file, tmp_path):
+    records = many(5)
+    file.write(records[:4])
+    journal = file.database.journal.path
+    Store(tmp_path / "other.db").write(records[4:])
+    line = (tmp_path / f"other.db{SUFFIX}").read_text()
+    journal.write_text(journal.read_text() + line + line[:50])
+    assert verify(file) == Findings(2, 4, [], 1)
+    file.write(records[3:])  # half a line gives way to the next
+    assert verify(file) == Findings(2, 5) and len(journal.read_text().splitlines()) == 6
+
+
+def test_a_store_without_a_journal_gets_one_with_the_next_result(tmp_path):
+    shutil.copy(VERSION_1, tmp_path / "results.db")
+    store = Store(tmp_path / "results.db")
+    assert len(store) == 5 and not store.database.journal.exists()
+    store.write([real([3, 17])])
+    assert len(store.database.journal.path.read_text().splitlines()) == 6 and verify(store) == Findings(2, 6)
+    store.database.journal.path.write_text("")  # as if another version had written to the store
+    assert verify(store).problems == [f"row {row.id} is not in the journal" for row in store.rows()]
+    repair(store)
+    assert verify(store) == Findings(2, 6)
+
+
+def test_a_full_disk_leaves_neither_rows_nor_half_a_line(file, monkeypatch):
+    records = many(6)
+    file.write(records[:3])
+    before = file.database.journal.path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module.os, "fsync", full)
+        with pytest.raises(StoreError, match="No space left"):
+            file.write(records[3:])
+    assert len(file) == 3 and file.database.journal.path.read_bytes() == before
+    file.write(records[3:])
+    assert verify(file) == Findings(2, 6)
+
+
+def test_a_new_store_beside_the_journal_of_another_says_so(file, caplog):
+    file.write(many(3))
+    file.path.unlink()
+    again = Store(file.path)
+    again.write(many(4)[3:])
+    assert "`crystaljax store repair` takes them over" in caplog.text and len(again) == 1
+    repair(again)
+    assert verify(again) == Findings(2, 4)
+
+
+def test_repair_refuses_a_store_that_is_written_to(file, monkeypatch):
+    file.write(many(3))
+    original = Store.merge
+
+    def meanwhile(self, rows, *arguments):
+        file.write(many(4)[3:])
+        return original(self, rows, *arguments)
+
+    monkeypatch.setattr(Store, "merge", meanwhile)
+    with pytest.raises(StoreError, match="another process writes to .*; end it and repair again"):
+        repair(file)
+    assert verify(file) == Findings(2, 4) and len(list(file.path.parent.iterdir())) == 2
+
+
+@pytest.mark.postgres
+def test_a_server_needs_no_repair(new_schema):
+    with pytest.raises(StoreError, match="looks after its own pages"):
+        repair(Store(new_schema()))
 
 
 # Questions

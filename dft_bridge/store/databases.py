@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import ase.db
 import orjson
 
+from dft_bridge.store.journal import Journal
+
 BUSY_SECONDS = 60
 """How long to wait while another process writes."""
 
@@ -31,12 +33,14 @@ class Database(Protocol):
 
     Attributes:
         name: file or URL, fit to be shown.
+        journal: what to write every row to before it is committed; ``None`` if the database itself survives damage.
         ase: ASE's object for the same database, which encodes and decodes cells.
         match: ``FROM ...`` of the rows ``found`` of ``text_key_values`` that hold one of the keys ``wanted``; one
             parameter, see :meth:`wanted`.
     """
 
     name: str
+    journal: Journal | None
     ase: Any
     match: str
 
@@ -91,7 +95,7 @@ class Sqlite:
         sqlite3.SQLITE_READONLY: "it is read-only; make it writable",
         sqlite3.SQLITE_CANTOPEN: "it cannot be opened; check its folder and permissions",
         sqlite3.SQLITE_NOTADB: "it is not a database; move it away",
-        sqlite3.SQLITE_CORRUPT: "it is damaged; `crystaljax store verify` says what can be rescued; restore a copy",
+        sqlite3.SQLITE_CORRUPT: "it is damaged; end its runs; `crystaljax store repair` makes it anew from its journal",
         sqlite3.SQLITE_BUSY: f"another process has kept it locked for {BUSY_SECONDS} s; end that process",
         sqlite3.SQLITE_IOERR: "reading or writing failed; check the disk and that its file system can lock files",
         sqlite3.SQLITE_PROTOCOL: "its file system does not lock files properly; move it to another one",
@@ -100,6 +104,7 @@ class Sqlite:
     def __init__(self, path: Path):
         self.path = path
         self.name = str(path)
+        self.journal = Journal(path)
         # SQLite's own locks are enough; ASE's lock file would outlive a killed process.
         self.ase = ase.db.connect(path, type="db", use_lock_file=False)
 
@@ -167,17 +172,23 @@ class Sqlite:
 
     def damaged(self, error: BaseException | None) -> bool:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF  # none for text that is not UTF-8
-        return isinstance(error, sqlite3.Error) and code == sqlite3.SQLITE_CORRUPT
+        # Random bytes at the beginning of a store; any other file that is no database has no journal.
+        headless = code == sqlite3.SQLITE_NOTADB and self.journal.exists()
+        return isinstance(error, sqlite3.Error) and (code == sqlite3.SQLITE_CORRUPT or headless)
 
     def advice(self, error: Exception) -> str | None:
         if not isinstance(error, sqlite3.Error):
             return None
         code = getattr(error, "sqlite_errorcode", -1)
+        if self.damaged(error):
+            code = sqlite3.SQLITE_CORRUPT
         return self._advice.get(code & 0xFF, str(error)) if code >= 0 else str(error)
 
 
 class Postgres:
     """A PostgreSQL database."""
+
+    journal = None
 
     match = (
         "FROM text_key_values AS found JOIN systems ON systems.id = found.id "

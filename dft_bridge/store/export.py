@@ -12,7 +12,7 @@ from typing import TextIO
 from dft_bridge.keys import KeyRing
 from dft_bridge.store.merge import Merged
 from dft_bridge.store.records import Row
-from dft_bridge.store.schema import SCHEMA
+from dft_bridge.store.schema import SCHEMA, parse
 from dft_bridge.store.store import Store, StoreError
 
 
@@ -43,19 +43,9 @@ def _lines(path: Path, keys: KeyRing) -> Iterator[Row]:
         with open(path, encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    row = _parse(line, keys)
+                    row = parse(line, keys)
                 except ValueError as error:
                     raise StoreError(f"line {number} of {path} is no result: {error}; nothing was imported") from error
                 yield row
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error}") from error
-
-
-def _parse(line: str, keys: KeyRing) -> Row:
-    row, version = Row.from_json(line)
-    if version > SCHEMA:
-        raise ValueError(f"it has schema {version}, newer than {SCHEMA}: pip install --upgrade crystaljax")
-    key = row.expected_key(keys)
-    if version == SCHEMA and key != row.key:
-        raise ValueError("its key belongs to another crystal, property or settings, so it was changed")
-    return row.with_key(key)

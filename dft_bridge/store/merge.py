@@ -58,8 +58,8 @@ def chunks(rows: Iterable[Row]) -> Iterator[dict[str, Row]]:
         yield chunk
 
 
-def merge_chunk(database: Database, connection: Any, theirs: Mapping[str, Row], merged: Merged) -> None:
-    """Merge rows, by key, into the tables within a writing transaction; counts in ``merged``."""
+def merge_chunk(database: Database, connection: Any, theirs: Mapping[str, Row], merged: Merged) -> list[Row]:
+    """Merge rows, by key, into the tables within a writing transaction; counts in ``merged``, returns what is new."""
     found = find(database, connection, theirs, "found.value, systems.id, systems.key_value_pairs")
     ours = {key: (row_id, database.decode(pairs)) for key, row_id, pairs in found}
     failed = {key: row_id for key, (row_id, pairs) in ours.items() if pairs["status"] != Status.OK.name}
@@ -74,3 +74,4 @@ def merge_chunk(database: Database, connection: Any, theirs: Mapping[str, Row], 
         row, value = theirs[key], pairs.get("value", math.nan)
         if abs(value - row.value) > SAME_VALUE * max(abs(value), abs(row.value)):
             merged.conflicts.append(Conflict(key, row.formula, row.property, value, row.value))
+    return new

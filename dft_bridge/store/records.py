@@ -154,7 +154,7 @@ class Row:
         arrays = {name: getattr(self, name).tolist() for name in ("numbers", "cell", "positions")}
         line = {"schema": schema, "formula": self.formula, **self.pairs, **value, **arrays}
         line |= {"fingerprint": self.fingerprint, **self.data, "created": self.created, "user": self.user}
-        return json.dumps(line, separators=(",", ":"))
+        return json.dumps(line, separators=(",", ":"), default=np.ndarray.tolist)
 
     @classmethod
     def from_json(cls, text: str) -> tuple[Row, int]:

@@ -15,6 +15,7 @@ from typing import Any
 from dft_bridge.keys import KeyRing
 from dft_bridge.store.databases import INDEX, Database
 from dft_bridge.store.merge import Merged, chunks, merge_chunk
+from dft_bridge.store.records import Row
 from dft_bridge.store.table import CHUNK, delete_upto, read_rows
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,21 @@ def version(database: Database, connection: Any) -> int:
             "pip install --upgrade crystaljax"
         )
     return int(found[0])
+
+
+def parse(line: str, keys: KeyRing) -> Row:
+    """The row of a line of an export, under its present key.
+
+    Raises:
+        ValueError: the line is not one, is from a newer version, or was changed.
+    """
+    row, found = Row.from_json(line)
+    if found > SCHEMA:
+        raise ValueError(f"it has schema {found}, newer than {SCHEMA}: pip install --upgrade crystaljax")
+    key = row.expected_key(keys)
+    if found == SCHEMA and key != row.key:
+        raise ValueError("its key belongs to another crystal, property or settings, so it was changed")
+    return row.with_key(key)
 
 
 def upgrade(database: Database, connection: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,9 @@ from dft_bridge.keys import KeyRing
 from dft_bridge.store import databases, schema
 from dft_bridge.store.merge import Merged, chunks, merge_chunk
 from dft_bridge.store.records import Record, Row, result_of
-from dft_bridge.store.table import find, insert_rows, read_rows
+from dft_bridge.store.table import all_rows, find, insert_rows, read_rows
+
+logger = logging.getLogger(__name__)
 
 PATH_VARIABLE = "CRYSTALJAX_STORE"
 """Environment variable that names the default store, a file or a URL."""
@@ -86,7 +89,9 @@ class Store:
         with self.transaction(write=True) as connection:
             for (key,) in list(find(self.database, connection, distinct, "found.value")):
                 del distinct[key]
-            insert_rows(self.database, connection, [Row.of(record) for record in distinct.values()])
+            rows = [Row.of(record) for record in distinct.values()]
+            insert_rows(self.database, connection, rows)
+            self._note(connection, rows)
 
     def __len__(self) -> int:
         with self.transaction() as connection:
@@ -137,7 +142,7 @@ class Store:
 
         for chunk in chunks(renewed()):
             with self.transaction(write=True) as connection:
-                merge_chunk(self.database, connection, chunk, merged)
+                self._note(connection, merge_chunk(self.database, connection, chunk, merged))
         return merged
 
     @contextlib.contextmanager
@@ -151,6 +156,16 @@ class Store:
             with self.database.transaction(write) as connection:
                 yield connection
 
+    def _note(self, connection: Any, rows: Sequence[Row]) -> None:
+        """Add rows that are about to be committed to the journal; a store that has none yet gets one with all rows."""
+        journal = self.database.journal
+        if journal is None or not rows:
+            return
+        if journal.exists():
+            journal.append(rows, schema.SCHEMA)
+        else:
+            journal.create(all_rows(self.database, connection), schema.SCHEMA)
+
     def _make_ready(self) -> None:
         version = 0
         if self.database.exists():
@@ -158,6 +173,13 @@ class Store:
                 version = schema.version(self.database, connection)
         if version == 0:
             self.database.create()
+            journal = self.database.journal
+            if journal is not None and journal.exists():
+                logger.warning(
+                    "store: %s is new, but %s has results of an earlier one; `crystaljax store repair` takes them over",
+                    self.name,
+                    journal.path.name,
+                )
         if version < schema.SCHEMA:
             with self.database.transaction(write=True) as connection:
                 schema.upgrade(self.database, connection)

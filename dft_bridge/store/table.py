@@ -45,6 +45,14 @@ def read_rows(
         )
 
 
+def all_rows(database: Database, connection: Any) -> Iterator[Row]:
+    """All rows, by id."""
+    last = 0
+    while rows := list(read_rows(database, connection, after=last)):
+        yield from rows
+        last = rows[-1].id
+
+
 def find(database: Database, connection: Any, keys: Iterable[str], columns: str) -> Iterable[tuple]:
     """The columns (of ``found`` and ``systems``) of the rows that hold one of the keys."""
     query = f"SELECT {columns} {database.match}"

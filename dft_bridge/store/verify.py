@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from dft_bridge.keys import KeyRing
 from dft_bridge.store import schema
 from dft_bridge.store.databases import INDEX
+from dft_bridge.store.journal import checksum
 from dft_bridge.store.records import Row
 from dft_bridge.store.store import Store, StoreError
 from dft_bridge.store.table import CHUNK, read_rows
@@ -25,47 +28,92 @@ class Findings:
         version: its schema; 0 if it is empty or even that cannot be read.
         good: rows that can be read, make sense and have the key of their crystal, property and settings.
         problems: texts, one for each row or part that is wrong; empty for a sound store.
+        only_in_journal: rows that the journal has and the database has not, or not as they were written.
     """
 
     version: int = 0
     good: int = 0
     problems: list[str] = dataclasses.field(default_factory=list)
+    only_in_journal: int = 0
 
 
 def verify(store: Store) -> Findings:
     """Check every page and every row. Reads only; also a damaged store, as far as it can be read.
 
     Checked are SQLite's own integrity, that the keys are unique and belong to the crystal, property and settings of
-    their rows, that values are finite exactly if the status is OK, and that ASE's tables for searching agree.
+    their rows, that values are finite exactly if the status is OK, that ASE's tables for searching agree, and that the
+    rows are those of the journal, to the last digit.
     """
     findings = Findings()
     for _ in good_rows(store, findings):
-        findings.good += 1
+        pass
     return findings
 
 
 def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
-    """The rows worth keeping, of a damaged store too; everything else is noted in ``findings``, the version at once.
+    """The rows worth keeping, of a damaged store too: those of the database, then what only its journal has.
+
+    Everything else is noted in ``findings``, the version at once.
 
     Raises:
         StoreError: there is no store, it is a newer one, or the database cannot be reached.
     """
     findings.version = _ask(store, findings, "the schema", lambda c: schema.version(store.database, c)) or 0
     findings.problems += _ask(store, findings, "a page", store.database.integrity) or []
-    if findings.version == 0 and not findings.problems:
-        return iter(())  # empty
-    if not _ask(store, findings, "the index of keys", lambda c: store.database.has(c, INDEX)):
-        findings.problems.append("the index of keys is missing, so a key may be there twice")
-    searched = {
-        name: _ask(store, findings, f"ASE's table of the {name}s", _column(store, table, name))
-        for table, name in (("text_key_values", "key"), ("number_key_values", "value"))
-    }
-    last = _ask(store, findings, "the last row", _last_id(store)) or 0
-    return _checked(store, last, searched, findings)
+    written = _written(store, findings)
+    if findings.version or findings.problems:
+        if not _ask(store, findings, "the index of keys", lambda c: store.database.has(c, INDEX)):
+            findings.problems.append("the index of keys is missing, so a key may be there twice")
+        searched = {
+            name: _ask(store, findings, f"ASE's table of the {name}s", _column(store, table, name))
+            for table, name in (("text_key_values", "key"), ("number_key_values", "value"))
+        }
+        last = _ask(store, findings, "the last row", _last_id(store)) or 0
+        for row in _checked(store, last, searched, written, findings):
+            findings.good += 1
+            if written is not None and written.pop(row.key, None) is None:
+                findings.problems.append(f"row {row.id} is not in the journal")
+            yield row
+    if written:
+        yield from _rows_of_journal(store, written, findings)
 
 
-def _checked(store: Store, last: int, searched: dict[str, dict[int, Any] | None], findings: Findings) -> Iterator[Row]:
-    """The good rows up to an id; ``searched``: what ASE's tables say of some pairs, by row."""
+def _written(store: Store, findings: Findings) -> dict[str, set[int]] | None:
+    """Check sums of all that the journal has, by key; ``None`` without a journal."""
+    journal = store.database.journal
+    if journal is None or not journal.exists():
+        return None
+    written = defaultdict(set)
+    for line in journal.lines(findings.problems):
+        written[json.loads(line)["key"]].add(checksum(line))
+    return dict(written)
+
+
+def _rows_of_journal(store: Store, wanted: Container[str], findings: Findings) -> Iterator[Row]:
+    """The rows with these keys as they were written last."""
+    keys, latest = KeyRing(), {}
+    for line in store.database.journal.lines([]):
+        key = json.loads(line)["key"]
+        if key in wanted:
+            latest[key] = line
+    for line in latest.values():
+        try:
+            row = schema.parse(line, keys)
+        except ValueError as error:
+            findings.problems.append(f"a line of {store.database.journal.path.name}: {error}")
+            continue
+        findings.only_in_journal += 1
+        yield row
+
+
+def _checked(
+    store: Store,
+    last: int,
+    searched: dict[str, dict[int, Any] | None],
+    written: Mapping[str, set[int]] | None,
+    findings: Findings,
+) -> Iterator[Row]:
+    """The good rows up to an id; ``searched``: what ASE's tables say of some pairs, by row; ``written``: see there."""
     keys, seen = KeyRing(), {}
     for start in range(0, last, CHUNK):
         for row in _readable(store, start, min(start + CHUNK, last), findings):
@@ -78,6 +126,8 @@ def _checked(store: Store, last: int, searched: dict[str, dict[int, Any] | None]
                 for name, column in searched.items():
                     if column is not None and column.get(row.id) != row.pairs.get(name):
                         raise ValueError(f"ASE's tables say that its {name} is {column.get(row.id)}")
+                if written and row.key in written and checksum(row.to_json(schema.SCHEMA)) not in written[row.key]:
+                    raise ValueError("it is not what was written, says the journal")
             except _UNREADABLE as error:
                 findings.problems.append(f"row {row.id}: {error}")
                 continue
