@@ -10,8 +10,9 @@ two curves.
 On a CPU, rates are per CPU second of one core, so that a busy machine does not change them much; on an accelerator they
 are per second. *Several devices*: episodes on the device (rewards from a table) whose lanes are split over the devices
 by ``jax.sharding``, as many lanes for each as for one alone (weak scaling). Lanes share nothing, so the time of a step
-should stay the same. On a CPU the devices are virtual ones, as many as there are cores at most; the CPU time of a step
-per device then says what splitting costs, and the wall time says it only if the cores are idle.
+should stay the same. On a CPU the devices are virtual ones, at least four, each with a core of its own as long as there
+are any: the CPU time of a step per device says what splitting costs, and so does the wall time where all devices have
+a core and the cores are idle.
 
 The last line of the output is one JSON object, with the rows of the table.
 """
@@ -42,6 +43,8 @@ BATCHES = (1, 64, 1024, 8192, 65536)
 ENVIRONMENTS = {"flat observation": "flat", "graph observation": "graph"}
 DENSITY, TABLE = "Density-C1-v0", "BandGap-PerovskiteABX3-v0"
 LANES_PER_DEVICE = 8192
+VIRTUAL_DEVICES = 4
+"""On a CPU with fewer cores too."""
 
 
 class Row(NamedTuple):
@@ -149,10 +152,10 @@ def devices(quick: bool) -> list[Row]:
     import jax
 
     on_cpu = jax.default_backend() == "cpu"
-    most = len(os.sched_getaffinity(0)) if on_cpu and hasattr(os, "sched_getaffinity") else jax.device_count()
-    counts = [2**i for i in range(most.bit_length()) if 2**i <= most]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = max(cores, VIRTUAL_DEVICES) if on_cpu else jax.device_count()
     size, rows, first = (LANES_PER_DEVICE // (8 if quick else 1), [], {})
-    for count in counts:
+    for count in [2**i for i in range(most.bit_length())]:
         numbers = (count, size, 64 if quick else 256, 3 if quick else 10)
         if on_cpu:  # a process has the number of virtual devices that it starts with
             flags = f"--xla_force_host_platform_device_count={count} --xla_cpu_multi_thread_eigen=false"
@@ -161,7 +164,9 @@ def devices(quick: bool) -> list[Row]:
             took = time_on_devices(*numbers)
         first = first or took
         setting = f"{count} x {size} lanes"
-        clocks = {"cpu": "CPU time", "wall": "wall time"} if on_cpu else {"wall": "wall time"}
+        clocks = ({"cpu": "CPU time"} if on_cpu else {}) | (
+            {"wall": "wall time"} if count <= cores or not on_cpu else {}
+        )
         for clock, name in clocks.items():
             per_device = f"µs of {name} per step" + (" and device" if clock == "cpu" else "")
             rows.append(Row("devices", TABLE, setting, took[clock], per_device))
@@ -320,6 +325,8 @@ def main() -> int:
     parser.add_argument("--on-devices", nargs=4, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.on_devices:
+        if hasattr(os, "sched_setaffinity"):  # a device alone would use several cores, and be no measure for many
+            os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: options.on_devices[0]]))
         print(json.dumps(time_on_devices(*options.on_devices)))
         return 0
     if options.one:
