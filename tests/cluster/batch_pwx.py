@@ -1,10 +1,12 @@
-"""Twenty pw.x calculations through Slurm, one of whose jobs is killed midway: all twenty must arrive.
+"""Twenty pw.x calculations through a batch system, one of whose jobs is killed midway: all twenty must arrive.
 
-Starts a cluster of one node on this machine, from the packages of Debian, in a temporary folder and on free ports:
-munged, slurmctld, slurmd; then Dask workers as Slurm jobs by ``dask-jobqueue``, and a bridge on them. Needs root:
+Starts a Slurm cluster of one node on this machine, from the packages of Debian, in a temporary folder and on free
+ports: munged, slurmctld, slurmd; then Dask workers as its jobs by ``dask-jobqueue``, and a bridge on them. With
+``--commands pbs`` the jobs are handed in as to PBS or Torque (``qsub``, ``qdel``), which the package
+``slurm-wlm-torque`` has for Slurm. Needs root:
 
-    apt-get install slurm-wlm munge quantum-espresso && pip install 'crystaljax[dask]'
-    python tests/cluster/slurm_pwx.py --pseudo FOLDER_WITH_A_UPF_OF_SILICON
+    apt-get install slurm-wlm slurm-wlm-torque munge quantum-espresso && pip install 'crystaljax[dask]'
+    python tests/cluster/batch_pwx.py --pseudo FOLDER_WITH_A_UPF_OF_SILICON [--commands pbs]
 
 The last line of the output is one JSON object; the exit status is 0 if everything arrived.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -25,7 +28,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ase.build import bulk
-from dask_jobqueue import SLURMCluster
+from dask_jobqueue import PBSCluster, SLURMCluster
+from dask_jobqueue.core import JobQueueCluster
 
 from crystaljax.status import Status
 from crystaljax.structures import to_skeleton
@@ -117,6 +121,22 @@ def shell(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+def cluster_of(commands: str, folder: Path) -> JobQueueCluster:
+    """A Dask cluster whose workers are jobs, one process on one core each; none has started yet."""
+    by_commands = {"slurm": SLURMCluster, "pbs": functools.partial(PBSCluster, resource_spec="nodes=1:ppn=1")}
+    return by_commands[commands](
+        cores=1,
+        processes=1,
+        memory="2GiB",
+        walltime="00:30:00",
+        interface="lo",
+        python=sys.executable,
+        log_directory=str(folder),
+        local_directory=str(folder),
+        scheduler_options={"dashboard_address": None},
+    )
+
+
 def silicons() -> list[Request]:
     """The band gap of silicon at as many volumes."""
     cells = [bulk("Si", "diamond", a=5.2 + 0.02 * i) for i in range(CRYSTALS)]
@@ -126,21 +146,12 @@ def silicons() -> list[Request]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pseudo", required=True, help="folder with a UPF file of silicon")
-    pseudo = str(Path(parser.parse_args().pseudo).absolute())
+    parser.add_argument("--commands", choices=("slurm", "pbs"), default="slurm", help="how jobs are handed in")
+    options = parser.parse_args()
+    pseudo = str(Path(options.pseudo).absolute())
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as name, slurm(Path(name)):
         folder = Path(name)
-        workers = SLURMCluster(
-            cores=1,
-            processes=1,
-            memory="2GiB",
-            walltime="00:30:00",
-            interface="lo",
-            python=sys.executable,
-            log_directory=name,
-            local_directory=name,
-            scheduler_options={"dashboard_address": None},
-        )
-        with workers as cluster:
+        with cluster_of(options.commands, folder) as cluster:
             cluster.adapt(minimum_jobs=JOBS, maximum_jobs=JOBS, interval="2s")
             with open_bridge(
                 "espresso",
@@ -161,7 +172,7 @@ def main() -> int:
                 stats = bridge.stats()
             jobs = shell("squeue", "-h", "-t", "all", "-o", "%i %T").splitlines()
         stored = len(Store(folder / "results.db"))
-        print("Slurm jobs:", *jobs, sep="\n  ")
+        print("jobs:", *jobs, sep="\n  ")
         print("gaps:", *(f"{answer.result.value:.3f}" for answer in sorted(answers)))
     delivered = {answer.ticket for answer in answers if answer.result.status == Status.OK}
     print(json.dumps({"delivered": len(delivered), "stored": stored, "calls": stats.calls, "failed": stats.failures}))
