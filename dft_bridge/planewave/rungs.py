@@ -25,10 +25,10 @@ class ScfRung(Rung):
 FOOT = ScfRung(AS_SET)
 """The first attempt, which changes nothing."""
 RUNGS: tuple[ScfRung, ...] = (
-    ScfRung("smaller mixing", mixing=0.1),
-    ScfRung("more diagonalisation", mixing=0.1, sweeps=3),
+    ScfRung("smaller mixing", mixing=0.05),
+    ScfRung("more diagonalisation", mixing=0.05, sweeps=3),
     ScfRung("more steps", steps=3, mixing=0.05, sweeps=2),
-    ScfRung("double precision", steps=3, mixing=0.1, sweeps=2, double=True),
+    ScfRung("double precision", steps=3, mixing=0.05, sweeps=2, double=True),
     ScfRung("smearing", mixing=0.1, sweeps=2, width=0.005),
 )
 """The ladder: what is tried, one after the other, when an SCF does not converge with the engine's settings.
