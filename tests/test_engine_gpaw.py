@@ -27,7 +27,8 @@ from dft_bridge.engines import gpaw as module
 from dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady, Result
 from dft_bridge.engines.checks import symbols_of
 from dft_bridge.engines.equation_of_state import fit_murnaghan
-from dft_bridge.engines.gpaw import PRESETS, GpawEngine
+from dft_bridge.engines.gpaw import PRESETS, RUNGS, GpawEngine
+from dft_bridge.engines.ladder import names_of
 from dft_bridge.engines.registry import ENGINES, make_engine
 
 pytestmark = pytest.mark.gpaw
@@ -100,7 +101,8 @@ def test_fingerprint_follows_the_settings_of_its_property_only():
 
 def test_every_setting_is_in_some_fingerprint():
     settings = {field.name for field in dataclasses.fields(GpawEngine)} - {"name"}
-    assert settings == set().union(*(GpawEngine().settings_of(name) for name in PROPERTIES))
+    assert settings <= set().union(*(GpawEngine().fingerprint(name) for name in PROPERTIES))
+    assert "ladder" not in GpawEngine(ladder=()).fingerprint("density")
 
 
 def test_fingerprint_follows_the_data_sets(tmp_path):
@@ -231,23 +233,40 @@ def test_a_metal_has_no_gap_and_keeps_the_raw_number():
 
 
 def test_too_few_iterations_are_a_result():
-    result = dataclasses.replace(SKETCHY, max_scf_iterations=2).compute(simple("NaCl", "rocksalt", 5.6), "band_gap")
-    assert result.status == Status.NOT_CONVERGED and "2 iterations" in result.message and math.isnan(result.value)
+    engine = dataclasses.replace(SKETCHY, max_scf_iterations=2, ladder=names_of(RUNGS))
+    result = engine.compute(simple("NaCl", "rocksalt", 5.6), "band_gap")
+    assert result.status == Status.NOT_CONVERGED and "6 iterations" in result.message and math.isnan(result.value)
+    tried = [(attempt["rung"], attempt["message"].split()[-2]) for attempt in result.details["failed_attempts"]]
+    assert tried == [("as set", "2"), ("smaller mixing", "2"), ("davidson", "2"), ("more steps", "6")]
+
+
+@pytest.mark.parametrize("property_name", PROPERTIES)
+def test_ladder_reaches_the_value_of_a_calculation_that_converges(property_name):
+    crystal = simple("NaCl", "rocksalt", 5.6)
+    engine = dataclasses.replace(SKETCHY, energy_tolerance=1e-5, density_tolerance=1e-5)
+    plain = dataclasses.replace(engine, nstep=1, bulk_modulus_kppa=1.0, bulk_modulus_cutoff=250.0)
+    expected = plain.compute(crystal, property_name)
+    assert expected.details["rung"] == "as set" and "failed_attempts" not in expected.details
+    result = dataclasses.replace(plain, max_scf_iterations=6, ladder=("more steps",)).compute(crystal, property_name)
+    assert result.status == expected.status == Status.OK
+    assert result.details["rung"] == "more steps"
+    assert [tried["rung"] for tried in result.details["failed_attempts"]] == ["as set"]
+    assert result.value == pytest.approx(expected.value, rel=1e-3)
 
 
 def test_unknown_exception_becomes_an_engine_error(monkeypatch):
-    def broken(self, crystal):
+    def broken(self, crystal, climb):
         raise RuntimeError("the moon is full")
 
     monkeypatch.setattr(GpawEngine, "_density", broken)
     result = GpawEngine().compute(perovskite("K Mg F F F"), "density")
     assert result.status == Status.ENGINE_ERROR
-    assert result.message == "RuntimeError: the moon is full"
+    assert result.message == "RuntimeError: the moon is full" == result.details["failed_attempts"][0]["message"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e6])
 def test_unbelievable_numbers_are_failures(monkeypatch, value: float):
-    monkeypatch.setattr(GpawEngine, "_density", lambda self, crystal: Result(value, Status.OK))
+    monkeypatch.setattr(GpawEngine, "_density", lambda self, crystal, climb: Result(value, Status.OK))
     result = GpawEngine().compute(perovskite("K Mg F F F"), "density")
     assert result.status == Status.INVALID_RESULT and math.isnan(result.value)
 

@@ -23,9 +23,10 @@ from crystaljax.status import Status
 from dft_bridge.engines import planewave as module
 from dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
 from dft_bridge.engines.checks import AMU_PER_A3
+from dft_bridge.engines.ladder import Climb
 from dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
 from dft_bridge.engines.registry import make_engine
-from dft_bridge.planewave import eigensolver, fields, kinds, mixing, occupations, potentials, scf, solver, xc
+from dft_bridge.planewave import eigensolver, fields, kinds, mixing, occupations, potentials, recovery, scf, solver, xc
 from dft_bridge.planewave.basis import fft_size, make_basis, nearest_waves
 from dft_bridge.planewave.ewald import ewald_matrix, ewald_sums
 from dft_bridge.planewave.hamiltonian import band_density, hamiltonian
@@ -40,6 +41,7 @@ from dft_bridge.planewave.kpoints import (
 )
 from dft_bridge.planewave.pseudopotentials import Q_STEP, shipped
 from dft_bridge.planewave.relaxation import Relaxation, symmetrise
+from dft_bridge.planewave.rungs import FOOT, RUNGS
 from dft_bridge.planewave.scf import Problem, ScfSettings
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -775,17 +777,43 @@ def test_a_crystal_does_not_feel_its_neighbours(alone, together):
     np.testing.assert_array_equal(backwards.iterations[::-1], found.iterations)
 
 
+def test_crystals_that_do_not_converge_climb_and_leave_the_others_alone(together):
+    names = ["Li F", "V H", "Al P", "nothing", "V H"]
+    problems = together.bench.problems(together.kind, [(n if " " in n else "Si Si").split() for n in names])
+    problems.frac_coords[names.index("nothing")] = np.nan
+    chosen = together.bench.solver(together.kind)
+    as_set = chosen.solve(problems, solver.energies)
+    assert as_set.converged.tolist() == [True, False, True, False, False]
+    more_steps = next(rung for rung in RUNGS if rung.name == "more steps")
+    climbs = [Climb([FOOT, more_steps]) for _ in names]
+    found = recovery.solve(chosen, problems, climbs, "bulk_modulus", solver.energies)
+    assert found.converged.tolist() == [True, True, True, False, True]
+    for before, after in zip(jax.tree.leaves(as_set), jax.tree.leaves(found), strict=True):
+        np.testing.assert_array_equal(before[[0, 2]], after[[0, 2]])
+    # The same settings converge too, in more steps than they were given.
+    bench = Workbench(shipped(), 1)
+    patient = solve(bench.solver(KIND), bench.problems(KIND, [["V", "H"]]))
+    assert patient.iterations[0] > 16 and abs(as_set.extra.free[1] - patient.extra.free[0]) > 1e-5
+    np.testing.assert_allclose(found.extra.free[[1, 4]], patient.extra.free[0], atol=1e-6)
+    assert [climb.rung.name for climb in climbs] == ["as set", "more steps", "as set", "more steps", "more steps"]
+    assert [len(climb.failed_attempts) for climb in climbs] == [0, 1, 0, 2, 1]
+
+
 def test_batches_through_the_engine(together, alone, as_user, monkeypatch):
     # Bands enough for all of them, so that they are of one kind.
     monkeypatch.setattr(kinds, "band_count", lambda electrons, share: 8)
     crystals = [zincblende(n) for n in ("Si Si", "V H", "Al P")]
-    silicon, bad, phosphide = together.engine.compute_many(crystals, "bulk_modulus")
-    assert bad.status == Status.NOT_CONVERGED and math.isnan(bad.value) and "iterations" in bad.message
+    engine = dataclasses.replace(together.engine, ladder=("smaller mixing",))
+    silicon, bad, phosphide = engine.compute_many(crystals, "bulk_modulus")
+    assert bad.status == Status.NOT_CONVERGED and math.isnan(bad.value) and "16 iterations" in bad.message
+    assert "rung" not in bad.details
+    assert [tried["rung"] for tried in bad.details["failed_attempts"]] == ["as set", "smaller mixing"]
     assert silicon.status == phosphide.status == Status.OK
     assert silicon.value == pytest.approx(88.8, rel=0.08)  # published PBE
     for name, result in {"Si Si": silicon, "Al P": phosphide}.items():
         assert result.details["energies"][2] == pytest.approx(float(alone[name].extra.free) * Hartree, abs=3e-5)
         json.dumps(result.details, allow_nan=False)
+        assert result.details["rung"] == "as set" and "failed_attempts" not in result.details
 
 
 # Derivatives: whole stars of k-points, double precision, no symmetry
@@ -951,7 +979,9 @@ def test_presets():
         PlanewaveEngine.preset("precise")
 
 
-@pytest.mark.parametrize("setting", [{"symmetry": "all"}, {"modulus_at": "here"}, {"functional": "SCAN"}])
+@pytest.mark.parametrize(
+    "setting", [{"symmetry": "all"}, {"modulus_at": "here"}, {"functional": "SCAN"}, {"ladder": ("x",)}]
+)
 def test_refuses_unknown_settings(setting):
     with pytest.raises(ValueError, match="choose"):
         PlanewaveEngine(**setting)
@@ -966,6 +996,7 @@ CHANGED = {
     "tolerance": 1e-5,
     "band_tolerance": 1e-2,
     "max_scf_iterations": 7,
+    "ladder": ("smaller mixing",),
     "extra_bands": 0.5,
     "double": True,
     "total_energy": True,
@@ -1003,6 +1034,8 @@ def test_fingerprint_follows_every_setting_of_its_property():
             differs = changed.fingerprint(name) != before[name]
             assert differs == (belongs in (None, name)), (setting, name)
     assert {name: dataclasses.replace(ENGINE, batch=5).fingerprint(name) for name in PROPERTIES} == before
+    smearing = dataclasses.replace(ENGINE, ladder=("smearing",), density_width=0.0)
+    assert {name for name in PROPERTIES if "ladder" in smearing.fingerprint(name)} == {"density"}
 
 
 def test_fingerprint_follows_the_table_of_cutoffs(monkeypatch):

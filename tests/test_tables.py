@@ -207,7 +207,8 @@ def test_a_task_with_a_table_needs_no_engine() -> None:
 def test_the_engine_recomputes_entries() -> None:
     gaps, energies = tables.load("band_gap-RocksaltAB"), tables.load("total_energy-RocksaltAB")
     settings = gaps.origin["settings"]
-    engine = PlanewaveEngine.preset(gaps.origin["preset"])
+    # The tables are older than the recovery ladder, which none of their crystals needs: all SCFs converged.
+    engine = PlanewaveEngine.preset(gaps.origin["preset"], ladder=())
     assert json.loads(json.dumps(engine.fingerprint("band_gap"))) == settings
     rng = np.random.default_rng(0)
     crystals = [

@@ -21,6 +21,16 @@ from crystaljax.status import Status
 from dft_bridge.engines import pwscf, upf
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
+from dft_bridge.engines.ladder import (
+    AS_SET,
+    PARTLY_FILLED,
+    Climb,
+    Rung,
+    check_ladder,
+    chosen,
+    names_of,
+    same_as_fixed,
+)
 from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.kpoints import kppa_mesh
 
@@ -32,32 +42,23 @@ METHOD_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Rung:
-    """One attempt at an SCF: what is changed against the engine's settings.
+class PwxRung(Rung):
+    """One attempt at an SCF: what is changed against the engine's settings; ``width`` in Ry.
 
     Attributes:
-        name: for people, and for the record.
         electrons: entries of the namelist ``electrons``.
-        steps: factor of ``max_scf_iterations``.
-        width: Ry, Gaussian smearing in place of fixed occupations; 0 leaves the occupations as they are.
     """
 
-    name: str
     electrons: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    steps: int = 1
-    width: float = 0.0
 
 
-AS_SET = Rung("as set")
-RUNGS: tuple[Rung, ...] = (
-    Rung("smaller mixing", {"mixing_beta": 0.2}),
-    Rung("conjugate gradients", {"mixing_beta": 0.2, "diagonalization": "cg"}),
-    Rung("more steps", {"mixing_beta": 0.1, "mixing_ndim": 12}, steps=3),
-    Rung("smearing", {"mixing_beta": 0.2}, width=0.01),
+RUNGS: tuple[PwxRung, ...] = (
+    PwxRung("smaller mixing", electrons={"mixing_beta": 0.2}),
+    PwxRung("conjugate gradients", electrons={"mixing_beta": 0.2, "diagonalization": "cg"}),
+    PwxRung("more steps", steps=3, electrons={"mixing_beta": 0.1, "mixing_ndim": 12}),
+    PwxRung("smearing", electrons={"mixing_beta": 0.2}, width=0.01),
 )
 """The ladder: what is tried, one after the other, when an SCF does not converge with the engine's settings."""
-
-_WHOLE = 1e-3  # occupations this close to 0 or 1 are those of an insulator
 
 PRESETS: dict[str, dict[str, Any]] = {
     "crystalgym": {
@@ -88,7 +89,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "dual": 0.0,
         "even_mesh": True,
         "max_scf_iterations": 100,
-        "ladder": tuple(rung.name for rung in RUNGS),
+        "ladder": names_of(RUNGS),
     },
     "fast": {
         "band_gap_cutoff": 50.0,
@@ -193,7 +194,7 @@ class EspressoEngine(PresetEngine):
     mixing: float = 0.7
     diagonalization: str = "david"
     max_scf_iterations: int = 100
-    ladder: tuple[str, ...] = tuple(rung.name for rung in RUNGS)
+    ladder: tuple[str, ...] = names_of(RUNGS)
     extra_bands: float = 0.1
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
     eos_same_waves: bool = True
@@ -207,9 +208,7 @@ class EspressoEngine(PresetEngine):
 
     def __post_init__(self) -> None:
         check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
-        unknown = sorted(set(self.ladder) - {rung.name for rung in RUNGS})
-        if unknown:
-            raise ValueError(f"no rung {', '.join(unknown)}; choose from {', '.join(rung.name for rung in RUNGS)}")
+        check_ladder(self.ladder, RUNGS)
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property (JSON-able)."""
@@ -222,10 +221,10 @@ class EspressoEngine(PresetEngine):
             ladder=[dataclasses.asdict(rung) for rung in self.rungs(property_name)],
         )
 
-    def rungs(self, property_name: str) -> list[Rung]:
+    def rungs(self, property_name: str) -> list[PwxRung]:
         """What is tried for an SCF of this property, in order."""
         fixed = getattr(self, f"{property_name}_width") == 0.0
-        return [AS_SET, *(rung for rung in RUNGS if rung.name in self.ladder and (fixed or not rung.width))]
+        return [PwxRung(AS_SET), *chosen(self.ladder, RUNGS, fixed)]
 
     def preflight(self) -> None:
         """Raise :class:`EngineNotReady` if there is no ``pw.x`` that runs, or no pseudopotentials that it can use."""
@@ -331,7 +330,7 @@ class EspressoEngine(PresetEngine):
         return self.dual or (4.0 if soft else 8.0)
 
     def _namelists(
-        self, atoms: Atoms, property_name: str, rung: Rung, scale: float, relax: bool
+        self, atoms: Atoms, property_name: str, rung: PwxRung, scale: float, relax: bool
     ) -> dict[str, dict[str, Any]]:
         """The namelists of ``pw.x``, for the given cell scaled by this factor of its volume."""
         cutoff = getattr(self, f"{property_name}_cutoff")
@@ -361,22 +360,16 @@ class EspressoEngine(PresetEngine):
         return namelists
 
 
-class _Climb:
-    """The SCFs of one crystal: an attempt that fails is repeated on the next rung, and the later ones start there."""
+class _Climb(Climb[PwxRung]):
+    """The SCFs of one crystal."""
 
     def __init__(self, engine: EspressoEngine, property_name: str, atoms: Atoms):
+        super().__init__(engine.rungs(property_name))
         self.atoms = pwscf.oriented(atoms)
-        self.failed: list[dict[str, str]] = []
         self._engine, self._property = engine, property_name
-        self._rungs = engine.rungs(property_name)
         self._mesh = engine._mesh(atoms, property_name)
         self._electrons = engine._electrons(atoms.get_chemical_symbols())
         self._program = pwscf.find_program(engine.command)
-
-    @property
-    def rung(self) -> Rung:
-        """The rung on which the last SCF was tried."""
-        return self._rungs[0]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -386,32 +379,25 @@ class _Climb:
             "kpoints": list(self._mesh),
             "cutoff": getattr(self._engine, f"{self._property}_cutoff"),
             "bands": self._engine._bands(self._electrons),
-            **({"failed_attempts": self.failed} if self.failed else {}),
+            **super().facts,
         }
 
     def calculate(self, scale: float = 1.0, relax: bool = False) -> pwscf.PwxOutput:
         """One calculation of the crystal at this factor of its volume; raises :class:`pwscf.PwxFailure`."""
         atoms = self.atoms.copy()
         atoms.set_cell(atoms.cell.array * scale ** (1 / 3), scale_atoms=True)
-        while True:
-            try:
-                return self._attempt(atoms, scale, relax)
-            except pwscf.PwxFailure as failed:
-                self.failed.append({"rung": self.rung.name, "status": failed.status.name, "message": str(failed)})
-                if failed.status != Status.NOT_CONVERGED or len(self._rungs) == 1:
-                    raise
-                self._rungs = self._rungs[1:]
+        return self.run(lambda rung: self._attempt(rung, atoms, scale, relax))
 
-    def _attempt(self, atoms: Atoms, scale: float, relax: bool) -> pwscf.PwxOutput:
+    def _attempt(self, rung: PwxRung, atoms: Atoms, scale: float, relax: bool) -> pwscf.PwxOutput:
         engine = self._engine
-        settings = engine._namelists(atoms, self._property, self.rung, scale, relax)
+        settings = engine._namelists(atoms, self._property, rung, scale, relax)
         found = pwscf.calculate(self._program, atoms, settings, self._mesh, engine._files())
         if round(found.electrons) != self._electrons:
             message = f"pw.x counted {found.electrons:g} electrons instead of {self._electrons}"
             raise pwscf.PwxFailure(Status.ENGINE_ERROR, message, "")
-        if self.rung.width and not _same_as_fixed(found, self._property):
-            message = "only smearing converges, and it fills the bands in part: not what fixed occupations would give"
-            raise pwscf.PwxFailure(Status.NOT_CONVERGED, message, "")
+        occupied = round(found.electrons) // 2
+        if rung.width and not same_as_fixed(found.eigenvalues, found.occupations, occupied, self._property):
+            raise pwscf.PwxFailure(Status.NOT_CONVERGED, PARTLY_FILLED, "")
         return found
 
 
@@ -419,13 +405,6 @@ def _edges(found: pwscf.PwxOutput) -> tuple[float, float]:
     """Highest occupied and lowest empty level in eV, two electrons a band."""
     occupied = round(found.electrons) // 2
     return float(found.eigenvalues[:, occupied - 1].max()), float(found.eigenvalues[:, occupied].min())
-
-
-def _same_as_fixed(found: pwscf.PwxOutput, property_name: str) -> bool:
-    """Whether a smeared SCF says what one with fixed occupations would."""
-    homo, lumo = _edges(found)
-    distance = np.minimum(np.abs(found.occupations), np.abs(1 - found.occupations)).max()
-    return bool(distance < _WHOLE or (property_name == "band_gap" and lumo <= homo))
 
 
 def _cpu_seconds() -> float:

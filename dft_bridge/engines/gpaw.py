@@ -7,6 +7,7 @@ by ``benchmarks/gpaw_convergence.py``, whose output is ``benchmarks/results/gpaw
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gzip
@@ -16,16 +17,18 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from dft_bridge.engines.checks import bulk_modulus, checked, density_of, relax, symbols_of, to_atoms
+from dft_bridge.engines.ladder import AS_SET, Climb, Rung, ScfFailure, check_ladder, chosen, described, names_of
 from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.kpoints import kppa_mesh
 
@@ -37,6 +40,36 @@ INSTALL_HINT = (
     "`GPAW_CONFIG=<path of dft_bridge/engines/gpaw_siteconfig.py> pip install gpaw gpaw-data`"
 )
 """What to do when GPAW is missing; the siteconfig makes GPAW build with a C compiler alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GpawRung(Rung):
+    """One attempt at an SCF: what is changed against the engine's settings.
+
+    Attributes:
+        parameters: of GPAW.
+    """
+
+    parameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_DAVIDSON = {"name": "davidson", "niter": 4}
+RUNGS: tuple[GpawRung, ...] = (
+    GpawRung("smaller mixing", parameters={"mixer": {"name": "pulay", "beta": 0.03, "nmaxold": 8}}),
+    GpawRung(
+        "davidson",
+        parameters={"mixer": {"name": "pulay", "beta": 0.03, "nmaxold": 8}, "eigensolver": _DAVIDSON},
+    ),
+    GpawRung(
+        "more steps",
+        steps=3,
+        parameters={"mixer": {"name": "pulay", "beta": 0.01, "nmaxold": 16}, "eigensolver": _DAVIDSON},
+    ),
+)
+"""The ladder: what is tried, one after the other, when an SCF does not converge with the engine's settings.
+
+None smears: there always is a smearing, and a wider one would be another calculation.
+"""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "standard": {
@@ -51,6 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_tolerance": 1e-5,
         "eigenstates_tolerance": 4e-8,
         "max_scf_iterations": 100,
+        "ladder": names_of(RUNGS),
     },
     "fast": {
         "band_gap_cutoff": 400.0,
@@ -64,6 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_tolerance": 1e-3,
         "eigenstates_tolerance": 1e-6,
         "max_scf_iterations": 60,
+        "ladder": ("smaller mixing",),
     },
 }
 """Settings by preset name; every key is a field of :class:`GpawEngine`."""
@@ -115,7 +150,9 @@ class GpawEngine(PresetEngine):
         energy_tolerance: SCF criterion, change of the energy over three steps, eV per valence electron.
         density_tolerance: SCF criterion, integrated change of the density, electrons per valence electron.
         eigenstates_tolerance: SCF criterion, squared residual, eV^2 per valence electron.
-        max_scf_iterations: SCF steps before a calculation counts as ``NOT_CONVERGED``.
+        max_scf_iterations: SCF steps before an attempt counts as failed.
+        ladder: names of those of the :data:`RUNGS` that are tried, in the order there, when an SCF does not converge.
+            Without any a result has the key of a gpaw engine that had no ladder.
         eos_volumes: sampled volumes, in units of the given cell's volume.
         eos_range: where the minimum of the equation of state must lie, in the same unit. Sampling silicon 14-18 % away
             from its minimum moves B0 by 9-13 %, 7-9 % away by 2 %, so a minimum outside this range means little.
@@ -146,12 +183,16 @@ class GpawEngine(PresetEngine):
     density_tolerance: float = 1e-5
     eigenstates_tolerance: float = 4e-8
     max_scf_iterations: int = 100
+    ladder: tuple[str, ...] = names_of(RUNGS)
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
     eos_range: tuple[float, float] = (0.8, 1.25)
     nstep: int = 5
     fmax: float = 0.05
     min_distance_factor: float = 0.3
     min_distance: float = 0.6
+
+    def __post_init__(self) -> None:
+        check_ladder(self.ladder, RUNGS)
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property: versions, data sets, settings (JSON-able)."""
@@ -165,7 +206,12 @@ class GpawEngine(PresetEngine):
             datasets=datasets_digest(_setup_paths()),
             xc="PBE",
             spin=False,
+            **described(self.rungs()[1:]),
         )
+
+    def rungs(self) -> list[GpawRung]:
+        """What is tried for an SCF, in order."""
+        return [GpawRung(AS_SET), *chosen(self.ladder, RUNGS, fixed=False)]
 
     def preflight(self) -> None:
         """Raise :class:`EngineNotReady` if GPAW, its compiled extension or its data sets are missing."""
@@ -183,25 +229,20 @@ class GpawEngine(PresetEngine):
         refusal = self.refuse(crystal, property_name)
         if refusal is not None:
             return dataclasses.replace(refusal, seconds=time.process_time() - start)
-        from gpaw import KohnShamConvergenceError
-        from gpaw.utilities import AtomsTooClose
-
+        climb = Climb(self.rungs())
         try:
             with warnings.catch_warnings():
                 # GPAW says so when it enlarges its real-space grid to match the symmetry; that is what it should do.
                 warnings.filterwarnings("ignore", message="Initial realspace grid|Using symmetrized grid")
-                result = getattr(self, f"_{property_name}")(crystal)
-        except KohnShamConvergenceError:
-            message = f"no self-consistency within {self.max_scf_iterations} iterations"
-            result = Result.failure(Status.NOT_CONVERGED, message)
-        except np.linalg.LinAlgError as error:
-            result = Result.failure(Status.NOT_CONVERGED, f"the eigensolver broke down: {error}")
-        except AtomsTooClose as error:
-            result = Result.failure(Status.ATOMS_TOO_CLOSE, str(error))
+                result = getattr(self, f"_{property_name}")(crystal, climb)
+        except ScfFailure as failed:
+            result = Result.failure(failed.status, str(failed))
         except Exception as error:  # the outermost edge: whatever else GPAW raises is kept with its type
             text = f"{type(error).__name__}: {error}"[:_MAX_UNKNOWN_MESSAGE]
             status = Status.INVALID_RESULT if "NaN" in text else Status.ENGINE_ERROR
+            climb.fail(status, text)
             result = Result.failure(status, text)
+        result = dataclasses.replace(result, details={**result.details, **climb.facts})
         return dataclasses.replace(checked(result, property_name), seconds=time.process_time() - start)
 
     def _lacking(self, symbols: Sequence[str]) -> str:
@@ -216,20 +257,24 @@ class GpawEngine(PresetEngine):
 
     # One method per property, named after it.
 
-    def _band_gap(self, crystal: Crystal) -> Result:
+    def _band_gap(self, crystal: Crystal, climb: Climb[GpawRung]) -> Result:
         """max(0, LUMO - HOMO) in eV over the mesh, bands counted from the valence electrons.
 
         Smearing only steers the SCF: with fixed occupations 6 of 10 random perovskites, all metals, did not converge in
         60 iterations, with smearing all did in 20 or fewer; KMgF3's gap is the same within 0.0001 eV.
         """
-        atoms = to_atoms(crystal)
         occupied = valence_electrons(symbols_of(crystal)) // 2
-        calculator = self._calculator(crystal, "band_gap", bands=occupied + 1)
-        atoms.calc = calculator
-        atoms.get_potential_energy()
+
+        def attempt(rung: GpawRung) -> Calculator:
+            calculator = self._calculator(crystal, "band_gap", rung, bands=occupied + 1)
+            self._energy(to_atoms(crystal), calculator, rung)
+            return calculator
+
+        calculator = climb.run(attempt)
         bands = calculator.eigenvalues()[0]  # [k, band] in eV
         homo, lumo = float(bands[:, occupied - 1].max()), float(bands[:, occupied].min())
         details = {
+            "rung": climb.rung.name,
             **self._facts(crystal, "band_gap"),
             "iterations": calculator.get_number_of_iterations(),
             "homo": homo,
@@ -239,7 +284,7 @@ class GpawEngine(PresetEngine):
         }
         return Result(max(0.0, lumo - homo), Status.OK, details=details)
 
-    def _bulk_modulus(self, crystal: Crystal) -> Result:
+    def _bulk_modulus(self, crystal: Crystal, climb: Climb[GpawRung]) -> Result:
         """B0 in GPa of a Murnaghan fit to volumes around the given cell, scaled uniformly, ions not relaxed.
 
         It is the modulus at the fitted minimum V0; ``modulus_at_cell`` in the details is that at the given volume. The
@@ -250,22 +295,55 @@ class GpawEngine(PresetEngine):
         volume = abs(float(np.linalg.det(crystal.lattice)))
         volumes = volume * np.array(self.eos_volumes)
         energies, iterations = [], []
-        for scale in self.eos_volumes:
+
+        def attempt(rung: GpawRung, scale: float) -> tuple[float, int]:
             atoms = to_atoms(dataclasses.replace(crystal, lattice=crystal.lattice * scale ** (1 / 3)))
             # The calculator is that of the given cell, so that every volume has the same k-points.
-            calculator = self._calculator(crystal, "bulk_modulus", cutoff_factor=scale ** (-2 / 3))
-            atoms.calc = calculator
-            energies.append(float(atoms.get_potential_energy()))
-            iterations.append(calculator.get_number_of_iterations())
-        details = {**self._facts(crystal, "bulk_modulus"), "iterations": iterations}
+            calculator = self._calculator(crystal, "bulk_modulus", rung, cutoff_factor=scale ** (-2 / 3))
+            return self._energy(atoms, calculator, rung), calculator.get_number_of_iterations()
+
+        for scale in self.eos_volumes:
+            energy, steps = climb.run(functools.partial(attempt, scale=scale))
+            energies.append(energy)
+            iterations.append(steps)
+        facts = self._facts(crystal, "bulk_modulus")
+        details = {"rung": climb.rung.name, **facts, "iterations": iterations}
         return bulk_modulus(volumes, np.array(energies), volume, self.eos_range, "relaxed", details)
 
-    def _density(self, crystal: Crystal) -> Result:
+    def _density(self, crystal: Crystal, climb: Climb[GpawRung]) -> Result:
         """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS, GPAW's stress)."""
-        atoms = to_atoms(crystal)
-        atoms.calc = self._calculator(crystal, "density")
-        details = {**self._facts(crystal, "density"), **relax(atoms, self.nstep, self.fmax)}
+
+        def attempt(rung: GpawRung) -> tuple[Atoms, dict[str, Any]]:
+            atoms = to_atoms(crystal)
+            atoms.calc = self._calculator(crystal, "density", rung)
+            with self._scf(rung):
+                return atoms, relax(atoms, self.nstep, self.fmax)
+
+        atoms, path = climb.run(attempt)
+        details = {"rung": climb.rung.name, **self._facts(crystal, "density"), **path}
         return Result(density_of(atoms), Status.OK, details=details)
+
+    @contextlib.contextmanager
+    def _scf(self, rung: GpawRung) -> Iterator[None]:
+        """Raise :class:`ScfFailure` for what GPAW says of an SCF that it cannot do."""
+        from gpaw import KohnShamConvergenceError
+        from gpaw.utilities import AtomsTooClose
+
+        try:
+            yield
+        except KohnShamConvergenceError as error:
+            message = f"no self-consistency within {rung.steps * self.max_scf_iterations} iterations"
+            raise ScfFailure(Status.NOT_CONVERGED, message) from error
+        except np.linalg.LinAlgError as error:
+            raise ScfFailure(Status.NOT_CONVERGED, f"the eigensolver broke down: {error}") from error
+        except AtomsTooClose as error:
+            raise ScfFailure(Status.ATOMS_TOO_CLOSE, str(error)) from error
+
+    def _energy(self, atoms: Atoms, calculator: Calculator, rung: GpawRung) -> float:
+        """eV per cell."""
+        atoms.calc = calculator
+        with self._scf(rung):
+            return float(atoms.get_potential_energy())
 
     def _cutoff(self, crystal: Crystal, property_name: str) -> float:
         """Plane-wave cut-off in eV for this crystal: gaps tolerate a low one, pressures near a hard element do not."""
@@ -288,6 +366,7 @@ class GpawEngine(PresetEngine):
         self,
         crystal: Crystal,
         property_name: str,
+        rung: GpawRung,
         bands: int | None = None,
         cutoff_factor: float = 1.0,
     ) -> Calculator:
@@ -303,7 +382,8 @@ class GpawEngine(PresetEngine):
             occupations={"name": "fermi-dirac", "width": self.smearing_width},
             nbands=occupied + max(4, math.ceil(self.extra_bands * occupied)),
             spinpol=False,
-            maxiter=self.max_scf_iterations,
+            maxiter=rung.steps * self.max_scf_iterations,
+            **rung.parameters,
             convergence={
                 "energy": self.energy_tolerance,
                 "density": self.density_tolerance,

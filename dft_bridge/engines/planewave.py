@@ -24,8 +24,10 @@ from ase import Atoms
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from dft_bridge.engines.checks import bulk_modulus, check_choice, check_property, checked, density_of, symbols_of
+from dft_bridge.engines.ladder import check_ladder, chosen, described
 from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
+from dft_bridge.planewave.rungs import FOOT, RUNGS, ScfRung
 
 if TYPE_CHECKING:
     from dft_bridge.planewave.kinds import Kind, Workbench
@@ -57,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "symmetry": "crystal",
         "tolerance": 1e-8,
         "max_scf_iterations": 300,
+        "ladder": (),
     },
     "fast": {
         "band_gap_cutoff": "loose",
@@ -74,6 +77,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tolerance": 1e-7,
         "band_tolerance": 1e-2,
         "max_scf_iterations": 120,
+        "ladder": ("smaller mixing",),
     },
 }
 """Settings by preset name; every key is a field of :class:`PlanewaveEngine`."""
@@ -121,7 +125,12 @@ class PlanewaveEngine(PresetEngine):
             that all assignments share, so that a skeleton needs one program only.
         tolerance: Ha per atom, and
         band_tolerance: Ha, see :class:`~dft_bridge.planewave.scf.ScfSettings`.
-        max_scf_iterations: SCF steps before a calculation counts as ``NOT_CONVERGED``.
+        max_scf_iterations: SCF steps before an attempt counts as failed.
+        ladder: names of those of the :data:`~dft_bridge.planewave.rungs.RUNGS` that are tried, in the order there, when
+            an SCF does not converge; other crystals keep their numbers, bit for bit. Without any a result has the key
+            of a planewave engine that had no ladder. The last, ``smearing``, is only for fixed occupations. Its result
+            stands where it is the one that was asked for: where all occupations come out as those of an insulator, and
+            for a gap also where bands overlap on the mesh. Otherwise the crystal counts as not converged.
         extra_bands: empty bands, as a fraction of the occupied ones (at least four).
         double: wave functions in double precision, for verification.
         eos_volumes: sampled volumes, in units of the given cell's volume.
@@ -164,6 +173,7 @@ class PlanewaveEngine(PresetEngine):
     tolerance: float = 1e-8
     band_tolerance: float = 1e-3
     max_scf_iterations: int = 100
+    ladder: tuple[str, ...] = ()
     extra_bands: float = 0.1
     double: bool = False
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
@@ -181,6 +191,7 @@ class PlanewaveEngine(PresetEngine):
         check_choice("symmetry", self.symmetry, ("crystal", "skeleton"))
         check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
         check_choice("functional", self.functional, ("PBE", "LDA"))
+        check_ladder(self.ladder, RUNGS)
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """Everything that can change the number of this property (JSON-able)."""
@@ -194,7 +205,13 @@ class PlanewaveEngine(PresetEngine):
             spin=False,
             **({"cutoff_table": cutoff_table(cutoff)} if isinstance(cutoff, str) else {}),
             **with_energy,
+            **described(self.rungs(property_name)[1:]),
         )
+
+    def rungs(self, property_name: str) -> list[ScfRung]:
+        """What is tried for an SCF of this property, in order."""
+        fixed = getattr(self, f"{property_name}_width") == 0.0
+        return [FOOT, *chosen(self.ladder, RUNGS, fixed)]
 
     def pseudo_set(self) -> PseudoSet:
         """The pseudopotentials, read once per process."""
@@ -370,24 +387,24 @@ class PlanewaveEngine(PresetEngine):
 
         bench = _workbench(self.pseudopotentials, self.batch)
         symbols = [symbols_of(crystal) for crystal in crystals]
-        progress = _Progress(property_name, kind)
+        progress, rungs = _Progress(property_name, kind), self.rungs(property_name)
         if property_name == "band_gap":
-            found = properties.band_edges(bench, kind, symbols, self.special_points, self.total_energy, progress)
+            found = properties.band_edges(bench, kind, symbols, self.special_points, self.total_energy, progress, rungs)
             finish = self._gap
         elif property_name == "bulk_modulus":
-            found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes, progress)
+            found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes, progress, rungs)
             finish = self._modulus
         else:
             bounds = self.nstep, self.largest_force, self.largest_stress
-            found = properties.relax(bench, kind, symbols, *bounds, progress)
+            found = properties.relax(bench, kind, symbols, *bounds, progress, rungs)
             finish = self._density
         results = []
         for names, outcome in zip(symbols, found, strict=True):
             details = self._facts(kind, names, bench, outcome)
             if outcome.converged:
-                results.append(finish(names, outcome, details))
+                results.append(finish(names, outcome, {"rung": outcome.climb.rung.name} | details))
             else:
-                message = f"no self-consistency within {outcome.iterations} iterations"
+                message = outcome.climb.failed_attempts[-1]["message"]
                 results.append(Result.failure(Status.NOT_CONVERGED, message, **details))
         return results
 
@@ -402,6 +419,7 @@ class PlanewaveEngine(PresetEngine):
             "iterations": outcome.iterations,
             "energy": outcome.energy if math.isfinite(outcome.energy) else None,
             "pseudopotentials": self.pseudo_set().name,
+            **outcome.climb.facts,
         }
 
     def _gap(self, symbols: Sequence[str], edges: BandEdges, details: dict[str, Any]) -> Result:

@@ -29,6 +29,7 @@ from ase.units import Bohr, GPa, Hartree
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import EngineNotReady
+from dft_bridge.engines.ladder import ScfFailure
 from dft_bridge.engines.upf import UpfFile
 
 OLDEST = (6, 7)
@@ -65,12 +66,12 @@ _MACHINE = (
 """What ``pw.x``, Fortran and MPI write when files or memory run out."""
 
 
-class PwxFailure(Exception):
+class PwxFailure(ScfFailure):
     """A calculation without a result: the outcome, a line for people, and the end of the output."""
 
     def __init__(self, status: Status, message: str, log: str):
-        super().__init__(message)
-        self.status, self.log = status, log[-_LOG_CHARACTERS:]
+        super().__init__(status, message)
+        self.log = log[-_LOG_CHARACTERS:]
 
 
 @dataclasses.dataclass(frozen=True)

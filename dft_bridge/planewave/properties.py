@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
 
+from dft_bridge.engines.ladder import Climb
+from dft_bridge.planewave import recovery
 from dft_bridge.planewave.kinds import Kind, Workbench
 from dft_bridge.planewave.relaxation import Relaxation, symmetrise
+from dft_bridge.planewave.rungs import FOOT, ScfRung
 from dft_bridge.planewave.solver import Progress, Solution, bands_and_energy, bands_at, derivatives, energies
 
 PRESSURE_UNIT = Hartree / Bohr**3 / GPa
@@ -24,20 +27,23 @@ class Outcome:
 
     Attributes:
         converged: whether the numbers mean anything.
-        iterations: SCF steps, of all SCFs together.
+        iterations: SCF steps, of all SCFs together; those of failed attempts are not counted.
         energy: eV per cell (of the last SCF), free energy E - T S; NaN where it was not asked for.
         fermi_level: eV.
+        climb: on which rung the numbers stand, and the attempts that failed before.
     """
 
     converged: bool
     iterations: int
     energy: float
     fermi_level: float
+    climb: Climb[ScfRung]
 
     @staticmethod
-    def facts(solution: Solution, i: int, energies: np.ndarray | None = None) -> dict[str, float]:
+    def facts(solution: Solution, i: int, climb: Climb[ScfRung], energies: np.ndarray | None = None) -> dict[str, Any]:
         """The fields of this class for the ``i``-th crystal; ``energies`` [n] in Ha."""
         return {
+            "climb": climb,
             "converged": bool(solution.converged[i]),
             "iterations": int(solution.iterations[i]),
             "energy": math.nan if energies is None else float(energies[i]) * Hartree,
@@ -57,17 +63,6 @@ class BandEdges(Outcome):
     lumo: float
     direct: float
     residual: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Point(Outcome):
-    """Attributes:
-    forces: [N, 3] eV/Å.
-    stress: [3, 3] GPa, negative under compression.
-    """
-
-    forces: np.ndarray
-    stress: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +100,7 @@ def band_edges(
     special: bool,
     energy: bool = False,
     progress: Progress | None = None,
+    rungs: Sequence[ScfRung] = (FOOT,),
 ) -> list[BandEdges]:
     """Band edges over the mesh and, with ``special``, the special points: Gamma and the zone boundary.
 
@@ -112,10 +108,11 @@ def band_edges(
     """
     solver = bench.solver(kind)
     problems = bench.problems(kind, symbols)
+    finish, extra = energies if energy else None, None
     if special:
-        found = solver.solve(problems, bands_and_energy if energy else bands_at, bench.special(kind), progress)
-    else:
-        found = solver.solve(problems, energies if energy else None, progress=progress)
+        finish, extra = bands_and_energy if energy else bands_at, bench.special(kind)
+    climbs = [Climb(rungs) for _ in symbols]
+    found = recovery.solve(solver, problems, climbs, "band_gap", finish, extra, progress)
     edges = []
     for i, crystal in enumerate(symbols):
         bands, residual = found.eigenvalues[i], 0.0
@@ -126,7 +123,7 @@ def band_edges(
         below, above = bands[:, occupied - 1] * Hartree, bands[:, occupied] * Hartree
         edges.append(
             BandEdges(
-                **Outcome.facts(found, i, found.extra.free if energy else None),
+                **Outcome.facts(found, i, climbs[i], found.extra.free if energy else None),
                 homo=float(below.max()),
                 lumo=float(above.min()),
                 direct=float((above - below).min()),
@@ -136,46 +133,23 @@ def band_edges(
     return edges
 
 
-def single_points(
-    bench: Workbench, kind: Kind, symbols: Sequence[Sequence[str]], progress: Progress | None = None
-) -> list[Point]:
-    """Energy, forces and stress at the kind's cell."""
-    found = bench.solver(kind).solve(bench.problems(kind, symbols), derivatives, progress=progress)
-    symmetry = kind.symmetry
-    lattice, frac_coords = np.array(kind.lattice) / Bohr, np.array(kind.frac_coords)
-    points = []
-    for i in range(len(symbols)):
-        forces, stress = symmetrise(
-            symmetry.rotations,
-            symmetry.translations,
-            lattice,
-            frac_coords,
-            found.extra.forces[i],
-            found.extra.stress[i],
-        )
-        points.append(
-            Point(
-                **Outcome.facts(found, i, found.extra.free),
-                forces=forces * Hartree / Bohr,
-                stress=stress * PRESSURE_UNIT,
-            )
-        )
-    return points
-
-
 def energies_of_volumes(
     bench: Workbench,
     kind: Kind,
     symbols: Sequence[Sequence[str]],
     scales: Sequence[float],
     progress: Progress | None = None,
+    rungs: Sequence[ScfRung] = (FOOT,),
 ) -> list[Volumes]:
     """Energies at volumes ``scales`` relative to the kind's, crystals and volumes in one batch.
 
     ``kind.stretch`` must reach the largest: the cut-off is the same at every volume, the number of plane waves not.
     """
-    found = bench.solver(kind).solve(bench.problems(kind, symbols, scales), energies, progress=progress)
     count = len(scales)
+    climbs = [Climb(rungs) for _ in symbols]
+    shared = [climb for climb in climbs for _ in scales]
+    problems = bench.problems(kind, symbols, scales)
+    found = recovery.solve(bench.solver(kind), problems, shared, "bulk_modulus", energies, progress=progress)
     volume = abs(np.linalg.det(np.array(kind.lattice)))
     results = []
     for i in range(len(symbols)):
@@ -186,6 +160,7 @@ def energies_of_volumes(
                 iterations=int(found.iterations[rows].sum()),
                 energy=float(found.extra.free[rows].min()) * Hartree,
                 fermi_level=float(found.fermi_level[rows][count // 2]) * Hartree,
+                climb=climbs[i],
                 volumes=volume * np.array(scales),
                 energies=found.extra.free[rows] * Hartree,
             )
@@ -201,6 +176,7 @@ def relax(
     largest_force: float,
     largest_stress: float,
     progress: Progress | None = None,
+    rungs: Sequence[ScfRung] = (FOOT,),
 ) -> list[RelaxedCell]:
     """Relax cells and atoms for at most ``steps`` ionic steps, the plane waves those of the first cell.
 
@@ -213,6 +189,7 @@ def relax(
     paths = [Relaxation(problems.lattice[i], problems.frac_coords[i]) for i in range(len(symbols))]
     results: dict[int, RelaxedCell] = {}
     iterations = [0] * len(symbols)
+    climbs = [Climb(rungs) for _ in symbols]
     for done_steps in range(steps + 1):
         active = [i for i in range(len(symbols)) if i not in results]
         if not active:
@@ -222,7 +199,8 @@ def relax(
             frac_coords=np.array([paths[i].frac_coords for i in active]),
             species=problems.species[active],
         )
-        found = jax.tree.map(np.asarray, solver.solve(now, derivatives, progress=progress))
+        climbing = [climbs[i] for i in active]
+        found = recovery.solve(solver, now, climbing, "density", derivatives, progress=progress)
         for row, i in enumerate(active):
             path = paths[i]
             iterations[i] += int(found.iterations[row])
@@ -240,7 +218,7 @@ def relax(
             )
             converged = bool(found.converged[row])
             if quiet or not converged or done_steps == steps:
-                facts = Outcome.facts(found, row, found.extra.free) | {"iterations": iterations[i]}
+                facts = Outcome.facts(found, row, climbs[i], found.extra.free) | {"iterations": iterations[i]}
                 results[i] = RelaxedCell(
                     **facts,
                     lattice=path.lattice * Bohr,

@@ -8,6 +8,7 @@ level and energies always in double. Hartree units.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -82,6 +83,21 @@ class ScfSettings:
     def real_type(self) -> jnp.dtype:
         """Of what acts on wave functions."""
         return jnp.dtype("float64" if self.double else "float32")
+
+
+@struct.dataclass
+class Effort:
+    """How hard an SCF is tried again that did not converge; traced, so that all efforts share a program.
+
+    Attributes:
+        mixing: share of the residual that is mixed in, in place of ``mixing`` and ``damped`` of the settings.
+        max_iterations: int, in place of that of the settings.
+        sweeps: int, Davidson calls at each k-point in an SCF step.
+    """
+
+    mixing: jax.Array
+    max_iterations: jax.Array
+    sweeps: jax.Array
 
 
 @struct.dataclass
@@ -204,10 +220,18 @@ def start(basis: Basis, settings: ScfSettings, prepared: Prepared, waves: jax.Ar
     )
 
 
-def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: Prepared, state: ScfState) -> ScfState:
-    """One SCF step; a state that is done stays as it is."""
+def step(
+    basis: Basis,
+    tables: SpeciesTables,
+    settings: ScfSettings,
+    prepared: Prepared,
+    state: ScfState,
+    effort: Effort | None = None,
+) -> ScfState:
+    """One SCF step, with more ``effort`` if it is given; a state that is done stays as it is."""
     potential = fields.effective_potential(basis, settings.functional, prepared.density, state.density)
-    bands = solve_bands(basis, tables, settings, prepared, potential, state.waves)
+    repeat = once if effort is None else functools.partial(_sweep, effort.sweeps)
+    bands = solve_bands(basis, tables, settings, prepared, potential, state.waves, repeat)
     eigenvalues = bands.eigenvalues.astype(potential.dtype)
     atoms = prepared.density.energies.shape[0]
     electrons = prepared.density.electrons
@@ -220,9 +244,10 @@ def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: P
     residual = output - state.density
     norm = fields.hartree_norm(basis, prepared.density)
     error = jnp.sum(norm * (residual.real**2 + residual.imag**2))
-    share = jnp.where(struggling, settings.damped, settings.mixing)
+    share = jnp.where(struggling, settings.damped, settings.mixing) if effort is None else effort.mixing
     mixed, history = anderson(state.history, state.density, residual, norm, share)
 
+    most = settings.max_iterations if effort is None else effort.max_iterations
     warming = state.iteration < settings.warm_up
     iteration = state.iteration + 1
     sound = jnp.isfinite(error) & jnp.all(jnp.isfinite(eigenvalues))
@@ -240,9 +265,24 @@ def step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, prepared: P
         error=error,
         best_error=jnp.where(struggling, jnp.minimum(state.best_error, error), jnp.inf),
         converged=converged,
-        failed=~sound | (~converged & (iteration >= settings.max_iterations)),
+        failed=~sound | (~converged & (iteration >= most)),
     )
     return jax.tree.map(lambda old, new: jnp.where(state.done, old, new), state, new)
+
+
+Repeat = Callable[[Callable[[jax.Array], Bands], jax.Array], Bands]
+"""Given one Davidson call on waves [bands, P], and waves: calls it as often as is needed."""
+
+
+def once(improve: Callable[[jax.Array], Bands], waves: jax.Array) -> Bands:
+    """A single call (a :data:`Repeat`)."""
+    return improve(waves)
+
+
+def _sweep(sweeps: jax.Array, improve: Callable[[jax.Array], Bands], waves: jax.Array) -> Bands:
+    """So many calls, each on the waves of the last (a :data:`Repeat`)."""
+    unknown = jnp.zeros(waves.shape[:1], waves.real.dtype)
+    return jax.lax.fori_loop(0, sweeps, lambda _, bands: improve(bands.waves), Bands(unknown, waves, unknown))
 
 
 def solve_bands(
@@ -252,14 +292,12 @@ def solve_bands(
     prepared: Prepared,
     potential: jax.Array,
     waves: jax.Array,
-    repeat: Callable[[Callable[[jax.Array], Bands], jax.Array], Bands] = lambda improve, waves: improve(waves),
+    repeat: Repeat = once,
 ) -> Bands:
     """Bands at every k-point in a potential on the wave box; :class:`Bands` with a leading axis [K].
 
     Args:
         waves: complex [K, bands, P] to start from.
-        repeat: given one Davidson call on waves [bands, P], and waves: calls it as often as is needed, once if not
-            given.
     """
     strengths = projector_energies(prepared.density.energies, tables.channels)
 

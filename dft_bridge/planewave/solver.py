@@ -20,7 +20,7 @@ from dft_bridge.planewave import fields, scf
 from dft_bridge.planewave.basis import Basis
 from dft_bridge.planewave.eigensolver import Bands
 from dft_bridge.planewave.potentials import SpeciesTables
-from dft_bridge.planewave.scf import Energy, Prepared, Problem, ScfSettings, ScfState
+from dft_bridge.planewave.scf import Effort, Energy, Prepared, Problem, ScfSettings, ScfState
 
 _BAND_SWEEPS = 20
 _REFILL_SHARE = 4
@@ -66,7 +66,12 @@ class Solver:
     lanes: int = 1
 
     def solve(
-        self, problems: Problem, finish: Finish | None = None, extra: Any = None, progress: Progress | None = None
+        self,
+        problems: Problem,
+        finish: Finish | None = None,
+        extra: Any = None,
+        progress: Progress | None = None,
+        effort: Effort | None = None,
     ) -> Solution:
         """The solutions of all problems, in their order, as NumPy arrays.
 
@@ -76,6 +81,7 @@ class Solver:
                 ...).
             extra: an argument for ``finish`` (a pytree).
             progress: called after every step with the number of crystals done and the number of lanes at work.
+            effort: of SCFs that are tried again; without it the program is that of the settings alone.
         """
         count = len(problems.species)
         lanes = min(self.lanes, 1 << (count - 1).bit_length())  # few shapes, so few programs
@@ -111,7 +117,7 @@ class Solver:
                 progress(len(solutions), int((occupant >= 0).sum()))
             if (occupant < 0).all():
                 break
-            batch = _step(self.basis, self.tables, self.settings, batch)
+            batch = _step(self.basis, self.tables, self.settings, batch, effort)
         return jax.tree.map(lambda *rows: np.stack(rows), *(solutions[i] for i in range(count)))
 
 
@@ -253,9 +259,9 @@ def _fill(
 
 
 @functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
-def _step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, batch: Lane) -> Lane:
+def _step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, batch: Lane, effort: Effort | None) -> Lane:
     def lane(prepared: Prepared, state: ScfState) -> ScfState:
-        return scf.step(basis, tables, settings, prepared, state)
+        return scf.step(basis, tables, settings, prepared, state, effort)
 
     return batch.replace(state=jax.vmap(lane)(batch.prepared, batch.state))
 
