@@ -19,7 +19,8 @@ SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")
 ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
 TABLES = {
     "band_gap": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
-    "density": ("RocksaltAB",),
+    "bulk_modulus": ("RocksaltAB", "ZincblendeAB", "CsClAB"),
+    "density": ("RocksaltAB", "ZincblendeAB", "CsClAB"),
 }
 """Prototypes whose crystals are all known, by property: :mod:`crystaljax.tables` has their values."""
 TABLE_NAMES = {"RocksaltAB": "Rocksalt", "ZincblendeAB": "Zincblende", "CsClAB": "CsCl", "FluoriteAX2": "Fluorite"}
