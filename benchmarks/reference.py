@@ -1,21 +1,36 @@
 """The published environment (CrystalGym, PyTorch and DGL) beside ours, DFT left out of both, on one CPU core.
 
-    python benchmarks/reference.py --python ~/crystalgym/bin/python [--seconds 10]
+    python benchmarks/reference.py --python ~/crystalgym/bin/python [--seconds 1] [--repetitions 10]
 
-CrystalGym is installed by you, from https://github.com/chandar-lab/crystal-gym, into an environment of its own (it
-wants gymnasium 0.28 and torch 2.4, we want newer ones)::
+CrystalGym is installed by you, from https://github.com/chandar-lab/crystal-gym (the version measured is d4191966), into
+an environment of its own (it wants gymnasium 0.28 and torch 2.4, we want newer ones)::
 
     git clone https://github.com/chandar-lab/crystal-gym && cd crystal-gym
     python3.11 -m venv ~/crystalgym && ~/crystalgym/bin/pip install -r requirements.txt -e .
 
-Neither Quantum ESPRESSO nor its pseudopotentials nor MP-20 are needed: the crystal (C2, RbCaH3) is handed over as CIF,
-and a finished crystal gets a constant reward, in both. Measured are steps of a random policy with resets, in CPU
-seconds of the process, and forward passes of the policy network at batch 1 and 64 (theirs: MEGNetRL; ours: the
-MEGNet-style network, and the default one). Where there is no GPU, CrystalGym's fixed device ``cuda`` is replaced.
+or, from PyPI alone, with ``--no-deps -e .`` after ``"torch==2.2.1" "dgl==2.1.0" "torchdata==0.7.1" pydantic "numpy<2"
+"matgl==0.9.0" "chgnet==0.3.8" "pymatgen==2025.1.9" "ase==3.23.0" "gymnasium==0.28.1" "mendeleev==0.17.0"``: DGL 2.1.0,
+the newest one there, loads with torch 2.0.0 to 2.2.1 only.
 
-This has not been tried against the original yet: it was written against the interface of its repository as of early
-2025 (``crystal_gym.env.CrystalGymEnv``, ``crystal_gym.agents.agents.MEGNetRL``). Without it the script says so and
-measures nothing. The last line of the output is one JSON object; ratios above 1 mean that ours is faster.
+Neither Quantum ESPRESSO nor its pseudopotentials nor MP-20 are needed: the crystal (C2, RbCaH3) is handed over as CIF,
+and the DFT calculation of a finished crystal is replaced by a constant gap, in both; what surrounds it (the crystal
+made of the graph, the k-points, the calculator, the reward) is theirs. Their network is built on the CPU (its embedding
+names ``cuda`` and takes no other device from outside). Nothing else of theirs is changed.
+
+Measured are CPU seconds of the process:
+
+- episodes of a random policy in CrystalGym: all of it, without ``reset``, and without ``reset`` and what makes the
+  reward of a finished crystal;
+- the same episodes in our Gymnasium environment, and in a compiled loop, as our agents run it, of 1 and 64 lanes; with
+  resets. Our reward is computed in the program; handing crystals to an engine is not part of it;
+- the policy network, without gradients, for 1 and 64 observations that are already batched: MEGNetRL as they run it,
+  our MEGNet-style network and our default one compiled.
+
+Not measured: learning, replay, CHGNet agents, a GPU.
+
+Each number is the best of the repetitions, as other load on the machine slows them even in CPU time; median and lowest
+stand beside it. The last line of the output is one JSON object; ratios above 1 mean that ours is faster.
+benchmarks/results/reference.md has a run.
 """
 
 from __future__ import annotations
@@ -30,7 +45,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 ONE_CORE = {
     "OMP_NUM_THREADS": "1",
@@ -40,29 +58,51 @@ ONE_CORE = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
 }
 BATCHES = (1, 64)
+BESIDE = {
+    "gymnasium": ("steps", "steps without reset", "steps without reset and reward"),
+    "compiled 1": ("steps", "steps without reset and reward"),
+    "compiled 64": ("steps", "steps without reset and reward"),
+    "megnet 1": ("forward 1",),
+    "megnet 64": ("forward 64",),
+    "transformer 1": ("forward 1",),
+    "transformer 64": ("forward 64",),
+}
+"""What of theirs each of ours is compared with."""
 MISSING = """CrystalGym cannot be imported by {python}:
   {reason}
 Install it as `python benchmarks/reference.py --help` says, and name its interpreter with --python."""
 
 
-def rate(work: Callable[[], int], seconds: float) -> float:
-    """What ``work`` does (a number that it returns) per CPU second; the first call is not counted."""
-    work()
-    done, start = 0, time.process_time()
-    while time.process_time() - start < seconds:
-        done += work()
-    return done / (time.process_time() - start)
+def rates(works: dict[str, Callable[[], int]], seconds: float, repetitions: int) -> dict[str, list[float]]:
+    """What each of ``works`` does (a number that it returns) per CPU second, in rounds; first calls are not counted."""
+    for work in works.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repetitions):
+        for name, work in works.items():
+            done, start = 0, time.process_time()
+            while (spent := time.process_time() - start) < seconds:
+                done += work()
+            found[name].append(done / spent)
+    return found
 
 
-def theirs(csv: str, seconds: float) -> dict[str, float]:
-    """Rates of CrystalGym; imports nothing of ours."""
+def episode(env: Any, sites: int) -> int:
+    """A random policy from a reset to the end of the episode, through the Gymnasium interface; the steps taken."""
+    env.reset()
+    for _ in range(sites):
+        env.step(env.action_space.sample())
+    return sites
+
+
+def theirs(csv: str, seconds: float, repetitions: int) -> dict[str, Any]:
+    """Rates of CrystalGym, versions, and the size of its network; imports nothing of ours."""
     import crystal_gym.env.crystal_env as environment
     import dgl
     import torch
     from crystal_gym.agents import agents
 
     torch.set_num_threads(1)
-    environment.collate_function_crysrl = functools.partial(environment.collate_function_crysrl, device="cpu")
     agents.EmbeddingBlockDev = functools.partial(agents.EmbeddingBlockDev, device="cpu")
     no_files = Path(csv).with_suffix(".pkl")
     no_files.write_bytes(pickle.dumps({}))
@@ -70,17 +110,23 @@ def theirs(csv: str, seconds: float) -> dict[str, float]:
     settings = {"data_path": csv, "mode": "single", "index": 0, "seed": 0, "run_name": "benchmark", "agent": "MEGNetRL"}
     settings |= {"property": "band_gap", "p_hat": 1.12, "vocab": "small", "substitution": False, "reward_min": -5.0}
     env = environment.CrystalGymEnv({"env": settings, "qe": qe})
-    env.compute_reward = lambda: (0.5, 1.0, 0, 0.0)  # reward, band gap, no error, no time
+    env.calculate_band_gap = lambda atoms: (1.0, 0)  # gap in eV, no error
+    bare = environment.CrystalGymEnv({"env": settings, "qe": qe})
+    bare.compute_reward = lambda: (0.5, 1.0, 0, 0.0)  # reward, gap in eV, no error, no time
+    observation, _ = bare.reset()
 
-    def episode() -> int:
-        env.reset()
+    def without_reset(env: Any, start: Any) -> int:
+        env.state, env.t = start, 0  # a step changes a copy of the state
         for _ in range(env.n_sites):
             env.step(env.action_space.sample())
         return env.n_sites
 
-    rates = {"steps": rate(episode, seconds)}
-    observation, _ = env.reset()
-    network = agents.MEGNetRL(num_actions=env.vocab_size, ntypes_state=env.vocab_size, device="cpu").eval()
+    works = {
+        "steps": functools.partial(episode, env, env.n_sites),
+        "steps without reset": functools.partial(without_reset, env, env.reset()[0]),
+        "steps without reset and reward": functools.partial(without_reset, bare, observation),
+    }
+    network = agents.MEGNetRL(num_actions=env.vocab_size, device="cpu").eval()
     for batch in BATCHES:
         graph = dgl.batch([observation] * batch)
         graph.focus = torch.cat([observation.focus] * batch)
@@ -88,24 +134,28 @@ def theirs(csv: str, seconds: float) -> dict[str, float]:
 
         def forward(graph=graph, features=features, batch=batch) -> int:
             with torch.no_grad():
-                network(graph, graph.edata["e_feat"], graph.ndata["atomic_number"], features)
+                values = network(graph, graph.edata["e_feat"], graph.ndata["atomic_number"], features)
+            assert values.numel() == batch * env.vocab_size
             return batch
 
-        rates[f"forward {batch}"] = rate(forward, seconds)
-    return rates
+        works[f"forward {batch}"] = forward
+    versions = {name: metadata.version(name) for name in ("torch", "dgl", "matgl", "pymatgen", "gymnasium", "numpy")}
+    size = sum(weights.numel() for weights in network.parameters())
+    return {"rates": rates(works, seconds, repetitions), "versions": versions, "parameters": size}
 
 
-def ours(seconds: float) -> dict[str, float]:
-    """Rates of CrystalJAX on the same crystal; networks by name."""
+def ours(seconds: float, repetitions: int) -> dict[str, Any]:
+    """Rates of CrystalJAX on the same crystal, and the sizes of its networks by name."""
     import jax
     from env_throughput import build
 
     import crystaljax
-    from agents.networks import QValues, make_trunk
+    from agents.networks import QValues, count_parameters, make_trunk
+    from crystaljax.adapters import GymnasiumEnv
 
     nothing = crystaljax.FunctionEvaluator(lambda numbers, skeleton: jax.numpy.float32(1.0), "constant")
     env, params = crystaljax.make("BandGap-C2-v0", nothing)
-    rates = {}
+    works = {"gymnasium": functools.partial(episode, GymnasiumEnv(env, params), env.max_sites)}
     for batch in BATCHES:
         length = 4096 // batch
         run, inputs = build(env, params, batch, length)
@@ -114,11 +164,13 @@ def ours(seconds: float) -> dict[str, float]:
             run(*inputs).block_until_ready()
             return done
 
-        rates[f"steps {batch}"] = rate(steps, seconds)
+        works[f"compiled {batch}"] = steps
+    sizes = {}
     for name in ("megnet", "transformer"):
         network = QValues(make_trunk(env, name), env.num_actions)
         observation, _ = env.reset(jax.random.key(0), params)
         weights = network.init(jax.random.key(1), observation)
+        sizes[name] = count_parameters(weights)
         for batch in BATCHES:
             observations, _ = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(2), batch), params)
             apply = jax.jit(jax.vmap(network.apply, (None, 0)))
@@ -127,17 +179,18 @@ def ours(seconds: float) -> dict[str, float]:
                 apply(weights, observations).block_until_ready()
                 return batch
 
-            rates[f"{name} {batch}"] = rate(forward, seconds)
-    return rates
+            works[f"{name} {batch}"] = forward
+    return {"rates": rates(works, seconds, repetitions), "parameters": sizes}
 
 
-def ask(python: str, seconds: float) -> dict[str, float]:
+def ask(python: str, options: list[str]) -> dict[str, Any]:
     """:func:`theirs` in another interpreter; ``SystemExit`` with what to do if CrystalGym is not there."""
     from pymatgen.core import Structure
 
     from crystaljax import library
 
-    found = subprocess.run([python, "-c", "import crystal_gym.env"], capture_output=True, text=True, check=False)
+    there = [python, "-c", "import crystal_gym.env, crystal_gym.agents"]
+    found = subprocess.run(there, capture_output=True, text=True, check=False)
     if found.returncode:
         reason = (found.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise SystemExit(MISSING.format(python=python, reason=reason))
@@ -147,30 +200,45 @@ def ask(python: str, seconds: float) -> dict[str, float]:
         cif = crystal.to(fmt="cif").replace('"', "'")
         csv = Path(folder, "crystal.csv")
         csv.write_text(f'cif,spacegroup.number\n"{cif}",221\n')
-        command = [python, str(Path(__file__).resolve()), "--theirs", str(csv), "--seconds", str(seconds)]
+        command = [python, str(Path(__file__).resolve()), "--theirs", str(csv), *options]
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def summary(found: list[float]) -> str:
+    """The best, and beside it the median and the lowest."""
+    return f"{max(found):,.0f} ({median(found):,.0f}, {min(found):,.0f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=sys.executable, help="interpreter that has CrystalGym (default: this one)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="CPU seconds of each measurement (default: 10)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="CPU seconds of each measurement (default: 1)")
+    parser.add_argument("--repetitions", type=int, default=10, help="measurements of each (default: 10)")
     parser.add_argument("--theirs", metavar="CSV", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ |= ONE_CORE  # before torch or JAX is imported
     if options.theirs:
-        print(json.dumps(theirs(options.theirs, options.seconds)))
+        print(json.dumps(theirs(options.theirs, options.seconds, options.repetitions)))
         return
-    reference = ask(options.python, options.seconds)
-    mine = ours(options.seconds)
-    beside = {name: f"forward {name.split()[1]}" for name in mine}
-    beside |= {name: "steps" for name in mine if name.startswith("steps")}
-    ratios = {name: mine[name] / reference[other] for name, other in beside.items()}
-    print("| | CrystalGym, per CPU second | ours | ratio |\n|---|---:|---:|---:|")
-    for name, ratio in ratios.items():
-        print(f"| {name} | {reference[beside[name]]:,.0f} | {mine[name]:,.0f} | {ratio:,.1f} |")
-    print(json.dumps({"ratio_to_crystalgym": {name: round(ratio, 2) for name, ratio in ratios.items()}}))
+    given = ["--seconds", str(options.seconds), "--repetitions", str(options.repetitions)]
+    reference = ask(options.python, given)
+    mine = ours(options.seconds, options.repetitions)
+    from throughput import machine
+
+    facts = machine(quick=False) | {"CrystalGym with": ", ".join(f"{n} {v}" for n, v in reference["versions"].items())}
+    facts |= {"parameters": f"MEGNetRL {reference['parameters']:,}"}
+    facts["parameters"] += "".join(f", {name} {size:,}" for name, size in mine["parameters"].items())
+    print("".join(f"- {name}: {fact}\n" for name, fact in facts.items()))
+    print("| ours / CrystalGym | ours, per CPU second | CrystalGym, per CPU second | ratio |\n|---|---:|---:|---:|")
+    ratios = {}
+    for name, others in BESIDE.items():
+        found = mine["rates"][name]
+        for other in others:
+            before = reference["rates"][other]
+            ratio = ratios[f"{name} / {other}"] = round(max(found) / max(before), 2)
+            print(f"| {name} / {other} | {summary(found)} | {summary(before)} | {ratio:,.1f} |")
+    print(json.dumps({"ratio_to_crystalgym": ratios}))
 
 
 if __name__ == "__main__":
