@@ -68,7 +68,7 @@ class Version(enum.Enum):
         return {
             Version.TUNING: tuple(range(10, 310, 10)),
             Version.QUICK: tuple(range(1001, 1011)),
-            Version.FULL: tuple(range(2001, 2031)),
+            Version.FULL: tuple(range(2001, 2101)),
         }[self]
 
     @property
@@ -104,6 +104,7 @@ class Trial:
         evaluator: where rewards come from.
         target: what makes good crystals rare.
         budget, quick_budget: distinct evaluations.
+        seeds: how many of the full version's.
         episodes: per evaluation of the budget; more where many crystals come again or are refused, which is free.
     """
 
@@ -112,17 +113,21 @@ class Trial:
     target: float | None
     budget: int
     quick_budget: int
+    seeds: int
     episodes: float
 
     def budget_of(self, version: Version) -> int:
         return self.budget if version is Version.FULL else self.quick_budget
 
+    def seeds_of(self, version: Version) -> tuple[int, ...]:
+        return version.seeds[: self.seeds] if version is Version.FULL else version.seeds
+
 
 TRIALS = (
-    Trial("Density-C1-v0", "unrelaxed-density", target=9.0, budget=600, quick_budget=300, episodes=1.5),
-    Trial("Density-Rocksalt-Table-v0", "table", target=6.0, budget=40, quick_budget=40, episodes=8),
-    Trial("BandGap-Rocksalt-Table-v0", "table", target=None, budget=40, quick_budget=40, episodes=8),
-    Trial("BandGap-Fluorite-Table-v0", "table", target=4.0, budget=60, quick_budget=60, episodes=8),
+    Trial("Density-C1-v0", "unrelaxed-density", target=9.0, budget=600, quick_budget=300, seeds=30, episodes=1.5),
+    Trial("Density-Rocksalt-Table-v0", "table", target=6.0, budget=40, quick_budget=40, seeds=100, episodes=8),
+    Trial("BandGap-Rocksalt-Table-v0", "table", target=None, budget=40, quick_budget=40, seeds=100, episodes=8),
+    Trial("BandGap-Fluorite-Table-v0", "table", target=4.0, budget=60, quick_budget=60, seeds=100, episodes=8),
 )
 
 
@@ -186,13 +191,15 @@ def run(env: CrystalEnv, params: EnvParams, name: str, budget: int, episodes: fl
 
 def kept(path: Path | None, env: CrystalEnv, params: EnvParams, name: str, trial: Trial, version: Version) -> Outcome:
     """The outcome in a file, if it has these settings, or else that of a run, which is then written to it."""
-    budget = trial.budget_of(version)
-    made_with = f"{ALGORITHMS[name]}, {trial}, {version}, {version.seeds}"
+    budget, seeds = trial.budget_of(version), trial.seeds_of(version)
+    made_with = (
+        f"{ALGORITHMS[name]}, {trial.episodes} episodes for each of {budget}, target {trial.target}, seeds {seeds}"
+    )
     if path is not None and path.exists():
         with np.load(path) as saved:
             if str(saved["made_with"]) == made_with:
                 return Outcome(saved["best"], saved["evaluated"], float(saved["seconds"]))
-    outcome = run(env, params, name, budget, trial.episodes, version.seeds)
+    outcome = run(env, params, name, budget, trial.episodes, seeds)
     if path is not None:
         np.savez(path, **vars(outcome), made_with=made_with)
     return outcome
@@ -299,7 +306,7 @@ def compare(
     picture = RESULTS / f"learning-{trial.task}{version.suffix}.png"
     draw(picture, f"{trial.task}, {target}", outcomes, env.objective.best_reward - floor(env))
     heading = [
-        f"## {trial.task}, {target}, {budget} distinct evaluations, {len(version.seeds)} seeds",
+        f"## {trial.task}, {target}, {budget} distinct evaluations, {len(trial.seeds_of(version))} seeds",
         "",
         f"Rewards: {env.evaluator.label}. {budget * trial.episodes:g} episodes. "
         f"Of random labelings, a fraction of {rarity(env, params):.1e} has a reward of at least {GOOD}.",
@@ -314,7 +321,8 @@ def preamble(version: Version) -> list[str]:
     return [
         "# Learning against random search: interquartile means over seeds",
         "",
-        f"`{command}`, seeds {spanned(version.seeds)}. Settings are in the script, the same for all tasks and seeds; "
+        f"`{command}`, seeds {spanned(version.seeds)}, of which each task has the first, as many as its heading "
+        "says. Settings are in the script, the same for all tasks and seeds; "
         f"they were chosen with other seeds, {spanned(Version.TUNING.seeds)}, and the budgets of `--quick`.",
         "",
         "Area: mean of the best reward so far over the budget. All numbers are interquartile means over the seeds, "
