@@ -1,16 +1,20 @@
 """What learning is worth: every algorithm against random search, by the best reward after so many distinct evaluations.
 
-``python benchmarks/learning.py`` (``--quick`` for a smaller budget; needs ``pip install 'crystaljax[benchmark]'``). The
-cost of a crystal is its calculation, so the horizontal axis counts *distinct* crystals, up to symmetry, that need one:
-a crystal that comes again costs nothing, and neither does one that an engine refuses beforehand (an odd number of
-electrons where the occupations are fixed). The *area* is the mean of the best reward so far over the budget, from the
-reward's floor upwards: 0 for a Gaussian, failures included, and -5 for the bulk modulus. An algorithm has several
-episodes per evaluation of the budget; if it has repeated itself so often that they end first, its best reward stands.
+``python benchmarks/learning.py`` (``--quick`` for fewer seeds and a smaller budget; needs
+``pip install 'crystaljax[benchmark]'``). The cost of a crystal is its calculation, so the horizontal axis counts
+*distinct* crystals, up to symmetry, that need one: a crystal that comes again costs nothing, and neither does one that
+an engine refuses beforehand (an odd number of electrons where the occupations are fixed). The *area* is the mean of the
+best reward so far over the budget, from the reward's floor upwards: 0 for a Gaussian, failures included, and -5 for the
+bulk modulus. An algorithm has several episodes per evaluation of the budget; if it has repeated itself so often that
+they end first, its best reward stands.
 
-All have the settings below, one each, for few evaluations; they are the same for every task and every seed. Targets are
-chosen such that good crystals are rare (the table says how rare), or random search would leave nothing to be found.
+All have the settings below, one each, for few evaluations; they are the same for every task and every seed. They were
+chosen by the areas of the tuning seeds (``--tuning`` runs these, and writes no report); what is reported is of other
+seeds, which had no part in any choice. Targets are chosen such that good crystals are rare (the table says how rare),
+or random search would leave nothing to be found.
 
-Writes ``benchmarks/results/learning.md`` and a picture for each task. The last line is one JSON object;
+Numbers are interquartile means over seeds, intervals those of :func:`agents.metrics.interval`. Writes
+``benchmarks/results/learning.md`` and a picture for each task. The last line is one JSON object;
 ``area_ratio_to_random`` above 1 means more than random search, geometric mean over the tasks.
 """
 
@@ -24,6 +28,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import dataclasses
+import enum
 import json
 import time
 from collections.abc import Sequence
@@ -37,6 +42,7 @@ from agents import hyperparameters as settings
 from agents.base import Records, whole_training
 from agents.designs import evaluate, random_designs
 from agents.ledger import REFUSED
+from agents.metrics import interquartile_mean, interval
 from agents.runner import MAKERS
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.symmetry import canonical_numbers
@@ -44,23 +50,47 @@ from crystaljax.tasks import make
 
 RESULTS = Path(__file__).parent / "results"
 RANDOM = "random"
-SEEDS = tuple(range(10, 110, 10))
 GOOD = 0.9
 """A good crystal's reward."""
-RESAMPLES = 10_000
-"""Of the bootstrap."""
+POINTS = 200
+"""Points of a curve that are drawn."""
 
-REPLAY = {"lanes": 8, "steps": 5, "start": 64, "buffer": 4000, "train_every": 1, "learning_rate": 1e-3}
+
+class Version(enum.Enum):
+    """What is run. No two have a seed in common: settings are chosen on the first, results come from the others."""
+
+    TUNING = "tuning"
+    QUICK = "quick"
+    FULL = "full"
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return {
+            Version.TUNING: tuple(range(10, 310, 10)),
+            Version.QUICK: tuple(range(1001, 1011)),
+            Version.FULL: tuple(range(2001, 2101)),
+        }[self]
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of its files."""
+        return "" if self is Version.FULL else f"-{self.value}"
+
+
+BREEDING = {"lanes": 4, "population": 6, "mutation": 0.2, "tournament": 2}
+POLICY = {"learning_rate": 2e-3, "anneal": False, "epochs": 4}
+REPLAY = {"lanes": 4, "steps": 5, "start": 16, "buffer": 4000, "train_every": 1}
+VALUES = {**REPLAY, "learning_rate": 1e-3, "exploration": 0.05, "final_epsilon": 0.2, "target_every": 100}
 ALGORITHMS: dict[str, settings.AlgorithmConfig] = {
     RANDOM: settings.RandomConfig(steps=10),
-    "ga": settings.GeneticConfig(),
-    "annealing": settings.AnnealingConfig(lanes=2, temperature=0.02),
-    "hybrid": settings.HybridConfig(seeding=0.25, learning_rate=1e-3, anneal=False),
-    "ppo": settings.PPOConfig(steps=5, learning_rate=3e-3, anneal=False, minibatches=4, epochs=8),
-    "dqn": settings.DQNConfig(**REPLAY, exploration=0.15, target_every=100),
-    "rainbow": settings.RainbowConfig(**REPLAY, exploration=0.15, target_every=100),
-    "sac": settings.SACConfig(**REPLAY, alpha=0.02, smoothing=0.02),
-    "bo": settings.BayesianConfig(),
+    "ga": settings.GeneticConfig(**BREEDING),
+    "annealing": settings.AnnealingConfig(lanes=1, temperature=0.02),
+    "hybrid": settings.HybridConfig(**BREEDING, **POLICY, seeding=0.25, entropy=0.03),
+    "ppo": settings.PPOConfig(**POLICY, lanes=4, steps=5, minibatches=4, entropy=0.02),
+    "dqn": settings.DQNConfig(**VALUES),
+    "rainbow": settings.RainbowConfig(**VALUES),
+    "sac": settings.SACConfig(**REPLAY, learning_rate=3e-3, n_step=5, alpha=0.1, smoothing=0.05),
+    "bo": settings.BayesianConfig(startup=12),
 }
 """The settings of all algorithms; what is not named has its default."""
 
@@ -74,7 +104,8 @@ class Trial:
         evaluator: where rewards come from.
         target: what makes good crystals rare.
         budget, quick_budget: distinct evaluations.
-        episodes: per evaluation of the budget; more where many crystals come again or are refused.
+        seeds: how many of the full version's.
+        episodes: per evaluation of the budget; more where many crystals come again or are refused, which is free.
     """
 
     task: str
@@ -82,13 +113,21 @@ class Trial:
     target: float | None
     budget: int
     quick_budget: int
+    seeds: int
     episodes: float
+
+    def budget_of(self, version: Version) -> int:
+        return self.budget if version is Version.FULL else self.quick_budget
+
+    def seeds_of(self, version: Version) -> tuple[int, ...]:
+        return version.seeds[: self.seeds] if version is Version.FULL else version.seeds
 
 
 TRIALS = (
-    Trial("Density-C1-v0", "unrelaxed-density", target=9.0, budget=1000, quick_budget=300, episodes=1.5),
-    Trial("BandGap-Rocksalt-Table-v0", "table", target=None, budget=40, quick_budget=40, episodes=4),
-    Trial("BandGap-Fluorite-Table-v0", "table", target=4.0, budget=60, quick_budget=60, episodes=4),
+    Trial("Density-C1-v0", "unrelaxed-density", target=9.0, budget=600, quick_budget=300, seeds=30, episodes=1.5),
+    Trial("Density-Rocksalt-Table-v0", "table", target=6.0, budget=40, quick_budget=40, seeds=100, episodes=8),
+    Trial("BandGap-Rocksalt-Table-v0", "table", target=None, budget=40, quick_budget=40, seeds=100, episodes=8),
+    Trial("BandGap-Fluorite-Table-v0", "table", target=4.0, budget=60, quick_budget=60, seeds=100, episodes=8),
 )
 
 
@@ -150,22 +189,20 @@ def run(env: CrystalEnv, params: EnvParams, name: str, budget: int, episodes: fl
     return Outcome(np.stack(best), np.array(evaluated), time.perf_counter() - start)
 
 
-def kept(path: Path | None, env: CrystalEnv, params: EnvParams, name: str, budget: int, episodes: float) -> Outcome:
-    """The outcome in a file, or else that of a run, which is then written to it; without a file just that of a run."""
+def kept(path: Path | None, env: CrystalEnv, params: EnvParams, name: str, trial: Trial, version: Version) -> Outcome:
+    """The outcome in a file, if it has these settings, or else that of a run, which is then written to it."""
+    budget, seeds = trial.budget_of(version), trial.seeds_of(version)
+    made_with = (
+        f"{ALGORITHMS[name]}, {trial.episodes} episodes for each of {budget}, target {trial.target}, seeds {seeds}"
+    )
     if path is not None and path.exists():
         with np.load(path) as saved:
-            return Outcome(saved["best"], saved["evaluated"], float(saved["seconds"]))
-    outcome = run(env, params, name, budget, episodes, SEEDS)
+            if str(saved["made_with"]) == made_with:
+                return Outcome(saved["best"], saved["evaluated"], float(saved["seconds"]))
+    outcome = run(env, params, name, budget, trial.episodes, seeds)
     if path is not None:
-        np.savez(path, **vars(outcome))
+        np.savez(path, **vars(outcome), made_with=made_with)
     return outcome
-
-
-def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap interval of the mean over the first axis: bounds [...] for values [S, ...]."""
-    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5], axis=0)
-    return low, high
 
 
 def rarity(env: CrystalEnv, params: EnvParams, reward: float = GOOD, samples: int = 200_000) -> float:
@@ -182,8 +219,13 @@ def verdict(outcome: Outcome, baseline: Outcome) -> str:
     return "is beaten by random" if mine[1] < theirs[0] else "not told apart from random"
 
 
+def ratio(outcome: Outcome, baseline: Outcome) -> float:
+    """Of the areas, each the interquartile mean over seeds."""
+    return float(interquartile_mean(outcome.area) / interquartile_mean(baseline.area))
+
+
 def draw(path: Path, title: str, outcomes: dict[str, Outcome], ceiling: float) -> None:
-    """The curves of all algorithms, mean and 95 % interval over the seeds, as a PNG."""
+    """The curves of all algorithms, interquartile mean and 95 % interval over the seeds, as a PNG."""
     from matplotlib.figure import Figure
 
     columns = 3
@@ -193,11 +235,12 @@ def draw(path: Path, title: str, outcomes: dict[str, Outcome], ceiling: float) -
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes, name in zip(grid.flat, others, strict=False):
         for shown, colour in ((RANDOM, "0.45"), (name, "#0072b2")):
-            best = outcomes[shown].best
-            count = np.arange(1, best.shape[1] + 1)
+            budget = outcomes[shown].best.shape[1]
+            drawn = np.unique(np.linspace(0, budget - 1, min(POINTS, budget)).round().astype(int))
+            best = outcomes[shown].best[:, drawn]
             low, high = interval(best)
-            axes.fill_between(count, low, high, color=colour, alpha=0.25, lw=0)
-            axes.plot(count, best.mean(axis=0), color=colour, lw=1.8, label=shown)
+            axes.fill_between(drawn + 1, low, high, color=colour, alpha=0.25, lw=0)
+            axes.plot(drawn + 1, interquartile_mean(best), color=colour, lw=1.8, label=shown)
         axes.axhline(ceiling, color="0.6", lw=0.8, ls="--")
         axes.set_title(f"{name}: {verdict(outcomes[name], outcomes[RANDOM])}", loc="left", fontsize=9)
         axes.legend(loc="lower right", edgecolor="none", fontsize=8)
@@ -214,55 +257,56 @@ def draw(path: Path, title: str, outcomes: dict[str, Outcome], ceiling: float) -
 
 def table(outcomes: dict[str, Outcome]) -> list[str]:
     """The lines of a Markdown table, the largest area first."""
-    baseline = outcomes[RANDOM]
     lines = [
         "| algorithm | area | 95 % interval | ratio to random | last best reward | distinct evaluations | |",
         "|---|---:|---:|---:|---:|---:|---|",
     ]
-    for name, outcome in sorted(outcomes.items(), key=lambda item: -item[1].area.mean()):
+    for name, outcome in sorted(outcomes.items(), key=lambda item: -interquartile_mean(item[1].area)):
         low, high = interval(outcome.area)
         cells = (
             name,
-            f"{outcome.area.mean():.3f}",
+            f"{interquartile_mean(outcome.area):.3f}",
             f"{low:.3f} to {high:.3f}",
-            f"{outcome.area.mean() / baseline.area.mean():.2f}",
-            f"{outcome.best[:, -1].mean():.3f}",
-            f"{outcome.evaluated.mean():.0f}",
-            "" if name == RANDOM else verdict(outcome, baseline),
+            f"{ratio(outcome, outcomes[RANDOM]):.2f}",
+            f"{interquartile_mean(outcome.best[:, -1]):.3f}",
+            f"{interquartile_mean(outcome.evaluated):.0f}",
+            "" if name == RANDOM else verdict(outcome, outcomes[RANDOM]),
         )
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
 def outcomes_of(
-    trial: Trial, env: CrystalEnv, params: EnvParams, budget: int, names: Sequence[str], keep: Path | None
+    trial: Trial, env: CrystalEnv, params: EnvParams, version: Version, names: Sequence[str], keep: Path | None
 ) -> dict[str, Outcome]:
     """Algorithms on a task, one after the other, with a line about each."""
     outcomes = {}
     for name in names:
-        path = keep and keep / f"{trial.task}-{budget}-{name}.npz"
-        outcomes[name] = kept(path, env, params, name, budget, trial.episodes)
-        low, high = interval(outcomes[name].area)
+        path = keep and keep / f"{trial.task}-{version.value}-{name}.npz"
+        outcomes[name] = outcome = kept(path, env, params, name, trial, version)
+        low, high = interval(outcome.area)
         print(
-            f"{trial.task}: {name}, area {outcomes[name].area.mean():.3f} ({low:.3f} to {high:.3f}), "
-            f"{outcomes[name].evaluated.mean():.0f} evaluations, {outcomes[name].seconds:.0f} s",
+            f"{trial.task}: {name}, area {interquartile_mean(outcome.area):.3f} ({low:.3f} to {high:.3f}), "
+            f"{interquartile_mean(outcome.evaluated):.0f} evaluations, {outcome.seconds:.0f} s",
             flush=True,
         )
     return outcomes
 
 
-def compare(trial: Trial, quick: bool, names: Sequence[str], keep: Path | None) -> tuple[dict[str, Outcome], list[str]]:
+def compare(
+    trial: Trial, version: Version, names: Sequence[str], keep: Path | None
+) -> tuple[dict[str, Outcome], list[str]]:
     """Algorithms on a task, and of all of them the curves. Returns the outcomes and the lines of the report."""
     env, params = make(trial.task, trial.evaluator, target=trial.target, observation="flat", in_phase=True)
-    budget = trial.quick_budget if quick else trial.budget
-    outcomes = outcomes_of(trial, env, params, budget, names, keep)
-    if RANDOM not in names:
+    budget = trial.budget_of(version)
+    outcomes = outcomes_of(trial, env, params, version, names, keep)
+    if names != list(ALGORITHMS) or version is Version.TUNING:
         return outcomes, []
     target = f"target {float(params.target):g} {env.objective.unit}"
-    picture = RESULTS / f"learning-{trial.task}{'-quick' if quick else ''}.png"
+    picture = RESULTS / f"learning-{trial.task}{version.suffix}.png"
     draw(picture, f"{trial.task}, {target}", outcomes, env.objective.best_reward - floor(env))
     heading = [
-        f"## {trial.task}, {target}, {budget} distinct evaluations, {len(SEEDS)} seeds",
+        f"## {trial.task}, {target}, {budget} distinct evaluations, {len(trial.seeds_of(version))} seeds",
         "",
         f"Rewards: {env.evaluator.label}. {budget * trial.episodes:g} episodes. "
         f"Of random labelings, a fraction of {rarity(env, params):.1e} has a reward of at least {GOOD}.",
@@ -271,35 +315,53 @@ def compare(trial: Trial, quick: bool, names: Sequence[str], keep: Path | None) 
     return outcomes, [*heading, *table(outcomes), "", f"![curves]({picture.name})", ""]
 
 
+def preamble(version: Version) -> list[str]:
+    """The lines of the report before the tasks."""
+    command = "python benchmarks/learning.py" + " --quick" * (version is Version.QUICK)
+    return [
+        "# Learning against random search: interquartile means over seeds",
+        "",
+        f"`{command}`, seeds {spanned(version.seeds)}, of which each task has the first, as many as its heading "
+        "says. Settings are in the script, the same for all tasks and seeds; "
+        f"they were chosen with other seeds, {spanned(Version.TUNING.seeds)}, and the budgets of `--quick`.",
+        "",
+        "Area: mean of the best reward so far over the budget. All numbers are interquartile means over the seeds, "
+        "intervals are bootstraps of it (95 %, percentile, over seeds). An algorithm beats random search if the "
+        "intervals of the areas are disjoint. There are fewer distinct evaluations than the budget where an "
+        "algorithm went on repeating itself until its episodes were over.",
+        "",
+    ]
+
+
+def spanned(seeds: Sequence[int]) -> str:
+    """Equally spaced whole numbers as text."""
+    return f"{seeds[0]}, {seeds[1]} ... {seeds[-1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a smaller budget")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="fewer seeds, a smaller budget")
+    which.add_argument("--tuning", action="store_true", help="the seeds that settings are chosen with; no report")
     parser.add_argument("--only", nargs="+", metavar="AGENT", default=list(ALGORITHMS), choices=list(ALGORITHMS))
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep outcomes here, and go on from those kept before")
     arguments = parser.parse_args()
+    version = Version.QUICK if arguments.quick else Version.TUNING if arguments.tuning else Version.FULL
     names, keep = [name for name in ALGORITHMS if name in arguments.only], arguments.keep
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
-    command = "python benchmarks/learning.py" + " --quick" * arguments.quick
-    report = [
-        "# Learning against random search",
-        "",
-        f"`{command}`, seeds {', '.join(map(str, SEEDS))}. Area: mean of the best reward so far over the budget, mean "
-        "over the seeds; its 95 % interval is a bootstrap over the seeds. An algorithm beats random search if the "
-        "intervals are disjoint. Settings are in the script, the same for all tasks and seeds.",
-        "",
-    ]
+    report = preamble(version)
     ratios: dict[str, list[float]] = {name: [] for name in names if name != RANDOM}
     for trial in TRIALS:
-        outcomes, lines = compare(trial, arguments.quick, names, keep)
+        outcomes, lines = compare(trial, version, names, keep)
         report += lines
         print("\n".join(lines), flush=True)
         for name in ratios if RANDOM in outcomes else ():
-            ratios[name].append(outcomes[name].area.mean() / outcomes[RANDOM].area.mean())
-    if names == list(ALGORITHMS):
-        (RESULTS / f"learning{'-quick' if arguments.quick else ''}.md").write_text("\n".join(report))
+            ratios[name].append(ratio(outcomes[name], outcomes[RANDOM]))
+    if names == list(ALGORITHMS) and version is not Version.TUNING:
+        (RESULTS / f"learning{version.suffix}.md").write_text("\n".join(report))
     means = {name: round(float(np.exp(np.mean(np.log(values)))), 3) for name, values in ratios.items() if values}
-    tasks = {name: [round(float(value), 3) for value in values] for name, values in ratios.items() if values}
+    tasks = {name: [round(value, 3) for value in values] for name, values in ratios.items() if values}
     print(json.dumps({"area_ratio_to_random": means, "by_task": tasks, "tasks": [trial.task for trial in TRIALS]}))
 
 

@@ -133,6 +133,31 @@ def test_curves_are_interquartile_means_over_calculations(folder):
     assert len([line for line in axes[0].lines if line.get_linewidth() == 0.6]) == 3
 
 
+def test_separate_runs_of_one_agent_are_the_seeds_of_one_group(capsys, tmp_path):
+    config = dataclasses.replace(RUN, task="BandGap-Rocksalt-Table-v0", checkpoint_every=12)
+    given = [tmp_path / f"run-{seed}" for seed in (5, 1, 4, 2, 3)]
+    for path in given:
+        train(dataclasses.replace(config, seed=int(path.name[-1])), "table", path)
+    assert report(capsys, *given, "-o", tmp_path / "page.md")[0] == 0
+    curves = []
+    for path in given:
+        calculated: dict[frozenset[str], float] = {}  # two equivalent sites: a crystal is a set of elements
+        for line in (path / "episodes.jsonl").read_text().splitlines():
+            episode = json.loads(line)
+            if episode["status"] != "ODD_ELECTRONS":
+                calculated.setdefault(frozenset(episode["elements"]), episode["reward"])
+        curves.append(np.maximum.accumulate([*calculated.values()]))
+    budget = min(map(len, curves))
+    areas = sorted(curve[:budget].mean() for curve in curves)
+    middle = np.mean(areas[1:-1])  # a quarter of five seeds is one whole seed at either end
+    assert f"{middle:.3f}" != f"{np.mean(areas):.3f}"
+    page = (tmp_path / "page.md").read_text()
+    assert cells(page, "seeds") == ["5"] and f"After {budget} distinct calculations" in page
+    found = cells(page, "best reward, mean over calculations")[0]
+    low, high = map(float, re.fullmatch(rf"{middle:.3f} \[(\S+), (\S+)\]", found).groups())
+    assert areas[0] - 1e-3 < low < middle < high < areas[-1] + 1e-3
+
+
 def test_surrogates_are_called_so_and_never_mixed_with_dft(capsys, folder, tmp_path):
     assert report(capsys, folder / "surrogate", folder / "sweep", "-o", tmp_path / "page.md")[0] == 0
     page = (tmp_path / "page.md").read_text()
