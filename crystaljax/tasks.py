@@ -20,7 +20,7 @@ ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
 TABLES = {
     "band_gap": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
     "bulk_modulus": ("RocksaltAB", "ZincblendeAB", "CsClAB"),
-    "density": ("RocksaltAB", "ZincblendeAB", "CsClAB"),
+    "density": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
 }
 """Prototypes whose crystals are all known, by property: :mod:`crystaljax.tables` has their values."""
 TABLE_NAMES = {"RocksaltAB": "Rocksalt", "ZincblendeAB": "Zincblende", "CsClAB": "CsCl", "FluoriteAX2": "Fluorite"}
