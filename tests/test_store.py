@@ -31,6 +31,7 @@ from dft_bridge.engines.base import Crystal, Result
 from dft_bridge.keys import Keys, Request, limited_key
 from dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
 from dft_bridge.store import journal as journal_module
+from dft_bridge.store import verify as verify_module
 from dft_bridge.store.export import read_file, write_lines
 from dft_bridge.store.journal import SUFFIX
 from dft_bridge.store.query import Query, tally
@@ -612,6 +613,20 @@ def test_the_journal_has_what_a_killed_process_had_no_time_to_commit(file, tmp_p
     assert verify(file) == Findings(2, 4, [], 1)
     file.write(records[3:])  # half a line gives way to the next
     assert verify(file) == Findings(2, 5) and len(journal.read_text().splitlines()) == 6
+
+
+def test_verify_while_another_process_writes(file, monkeypatch):
+    """What comes after the question how many rows there are is no problem, in whichever order the two are read."""
+    file.write(many(3))
+    original = verify_module._written
+
+    def meanwhile(store, findings):
+        found = original(store, findings)
+        file.write(many(5)[3:])
+        return found
+
+    monkeypatch.setattr(verify_module, "_written", meanwhile)
+    assert verify(file) == Findings(2, 3)
 
 
 def test_a_store_without_a_journal_gets_one_with_the_next_result(tmp_path):

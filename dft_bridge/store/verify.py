@@ -60,15 +60,17 @@ def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
     """
     findings.version = _ask(store, findings, "the schema", lambda c: schema.version(store.database, c)) or 0
     findings.problems += _ask(store, findings, "a page", store.database.integrity) or []
+    some = bool(findings.version or findings.problems)
+    # Before the journal is read: others may write meanwhile, and what is committed by now the journal has.
+    last = (_ask(store, findings, "the last row", _last_id(store)) or 0) if some else 0
     written = _written(store, findings)
-    if findings.version or findings.problems:
+    if some:
         if not _ask(store, findings, "the index of keys", lambda c: store.database.has(c, INDEX)):
             findings.problems.append("the index of keys is missing, so a key may be there twice")
         searched = {
             name: _ask(store, findings, f"ASE's table of the {name}s", _column(store, table, name))
             for table, name in (("text_key_values", "key"), ("number_key_values", "value"))
         }
-        last = _ask(store, findings, "the last row", _last_id(store)) or 0
         for row in _checked(store, last, searched, written, findings):
             findings.good += 1
             if written is not None and written.pop(row.key, None) is None:
