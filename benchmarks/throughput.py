@@ -164,9 +164,9 @@ def devices(quick: bool) -> list[Row]:
             took = time_on_devices(*numbers)
         first = first or took
         setting = f"{count} x {size} lanes"
-        clocks = ({"cpu": "CPU time"} if on_cpu else {}) | (
-            {"wall": "wall time"} if count <= cores or not on_cpu else {}
-        )
+        clocks = {"cpu": "CPU time"} if on_cpu else {}
+        if not on_cpu or count <= cores:
+            clocks["wall"] = "wall time"
         for clock, name in clocks.items():
             per_device = f"µs of {name} per step" + (" and device" if clock == "cpu" else "")
             rows.append(Row("devices", TABLE, setting, took[clock], per_device))

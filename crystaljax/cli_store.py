@@ -179,7 +179,6 @@ def _merge(store: str | None, sources: Sequence[str]) -> int:
 
 
 def _verify(store: str | None) -> int:
-    from dft_bridge.store.journal import SUFFIX
     from dft_bridge.store.verify import verify
 
     opened = _open(store)
@@ -187,7 +186,7 @@ def _verify(store: str | None) -> int:
     _print_problems(findings.problems)
     print(f"{opened.name}: schema {findings.version}, {findings.good} good results, {len(findings.problems)} problems")
     if findings.only_in_journal:
-        print(f"{findings.only_in_journal} more results are in the journal {opened.path.name}{SUFFIX}")
+        print(f"{findings.only_in_journal} more results are in the journal {opened.database.journal.path.name}")
     if findings.problems or findings.only_in_journal:
         where = f" --store {opened.name}" if store else ""
         print(f"To make it anew from what is good and the journal: crystaljax store repair{where}", file=sys.stderr)

@@ -28,8 +28,8 @@ from dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady,
 from dft_bridge.engines.checks import symbols_of
 from dft_bridge.engines.equation_of_state import fit_murnaghan
 from dft_bridge.engines.gpaw import PRESETS, RUNGS, GpawEngine
-from dft_bridge.engines.ladder import names_of
 from dft_bridge.engines.registry import ENGINES, make_engine
+from dft_bridge.ladder import names_of
 
 pytestmark = pytest.mark.gpaw
 

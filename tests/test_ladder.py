@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from crystaljax.status import Status
-from dft_bridge.engines import ladder
-from dft_bridge.engines.ladder import AS_SET, Climb, Rung, ScfFailure
+from dft_bridge import ladder
 from dft_bridge.engines.registry import ENGINES
+from dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure
 from dft_bridge.planewave import recovery
 from dft_bridge.planewave.rungs import FOOT, RUNGS
 from dft_bridge.planewave.scf import Problem, ScfSettings

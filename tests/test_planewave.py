@@ -23,9 +23,9 @@ from crystaljax.status import Status
 from dft_bridge.engines import planewave as module
 from dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
 from dft_bridge.engines.checks import AMU_PER_A3
-from dft_bridge.engines.ladder import Climb
 from dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
 from dft_bridge.engines.registry import make_engine
+from dft_bridge.ladder import Climb
 from dft_bridge.planewave import eigensolver, fields, kinds, mixing, occupations, potentials, recovery, scf, solver, xc
 from dft_bridge.planewave.basis import fft_size, make_basis, nearest_waves
 from dft_bridge.planewave.ewald import ewald_matrix, ewald_sums

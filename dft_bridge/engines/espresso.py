@@ -21,7 +21,8 @@ from crystaljax.status import Status
 from dft_bridge.engines import pwscf, upf
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
-from dft_bridge.engines.ladder import (
+from dft_bridge.engines.presets import PresetEngine
+from dft_bridge.ladder import (
     AS_SET,
     PARTLY_FILLED,
     Climb,
@@ -31,7 +32,6 @@ from dft_bridge.engines.ladder import (
     names_of,
     same_as_fixed,
 )
-from dft_bridge.engines.presets import PresetEngine
 from dft_bridge.planewave.kpoints import kppa_mesh
 
 FOLDER_VARIABLE = "ESPRESSO_PSEUDO"

@@ -24,8 +24,8 @@ from ase import Atoms
 from crystaljax.status import Status
 from dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from dft_bridge.engines.checks import bulk_modulus, check_choice, check_property, checked, density_of, symbols_of
-from dft_bridge.engines.ladder import check_ladder, chosen, described
 from dft_bridge.engines.presets import PresetEngine
+from dft_bridge.ladder import check_ladder, chosen, described
 from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
 from dft_bridge.planewave.rungs import FOOT, RUNGS, ScfRung
 

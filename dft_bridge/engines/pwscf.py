@@ -29,8 +29,8 @@ from ase.units import Bohr, GPa, Hartree
 
 from crystaljax.status import Status
 from dft_bridge.engines.base import EngineNotReady
-from dft_bridge.engines.ladder import ScfFailure
 from dft_bridge.engines.upf import UpfFile
+from dft_bridge.ladder import ScfFailure
 
 OLDEST = (6, 7)
 """First version of ``pw.x`` whose XML file is read here."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
 
-from dft_bridge.engines.ladder import Climb
+from dft_bridge.ladder import Climb
 from dft_bridge.planewave import recovery
 from dft_bridge.planewave.kinds import Kind, Workbench
 from dft_bridge.planewave.relaxation import Relaxation, symmetrise

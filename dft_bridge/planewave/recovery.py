@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crystaljax.status import Status
-from dft_bridge.engines.ladder import PARTLY_FILLED, Climb, same_as_fixed
+from dft_bridge.ladder import PARTLY_FILLED, Climb, same_as_fixed
 from dft_bridge.planewave.rungs import FOOT, ScfRung
 from dft_bridge.planewave.scf import Effort, Problem
 from dft_bridge.planewave.solver import Finish, Progress, Solution, Solver

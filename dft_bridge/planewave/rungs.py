@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from dft_bridge.engines.ladder import AS_SET, Rung
+from dft_bridge.ladder import AS_SET, Rung
 
 
 @dataclasses.dataclass(frozen=True)

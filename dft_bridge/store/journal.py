@@ -7,6 +7,7 @@ too; each is a line of an export (:mod:`dft_bridge.store.export`) with a check s
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
@@ -70,8 +71,8 @@ class Journal:
                 os.truncate(self.path, end)
                 raise
 
-    def lines(self, problems: list[str]) -> Iterator[str]:
-        """All lines that are whole, as an export has them; of the others one text each is added to ``problems``.
+    def entries(self, problems: list[str]) -> Iterator[tuple[str, str]]:
+        """Key and line, as an export has it, of all lines that are whole; of others a text is added to ``problems``.
 
         Raises:
             OSError: the file cannot be read.
@@ -83,7 +84,7 @@ class Journal:
                 start, _, found = signed.rpartition(_SUM)
                 line = start + "}"
                 if found == f'{checksum(line):08x}"}}\n':
-                    yield line
+                    yield json.loads(line)["key"], line
                 else:
                     problems.append(f"line {number} of {self.path.name} is damaged")
 

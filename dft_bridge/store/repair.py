@@ -10,8 +10,6 @@ from dft_bridge.keys import KeyRing
 from dft_bridge.store.store import Store, StoreError
 from dft_bridge.store.verify import Findings, good_rows
 
-_OF_SQLITE = ("-journal", "-wal", "-shm")
-
 
 def repair(store: Store) -> tuple[Findings, Path]:
     """Make the file of a store anew; the damaged one stays, under another name.
@@ -39,8 +37,8 @@ def repair(store: Store) -> tuple[Findings, Path]:
         shutil.copy2(path, kept)
         if new.database.journal.exists():
             new.database.journal.path.replace(journal.path)
-        for suffix in _OF_SQLITE:  # SQLite would play an old one back into the new file
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        for file in _of_sqlite(path):  # SQLite would play an old one back into the new file
+            file.unlink(missing_ok=True)
         new.path.replace(path)
     except OSError as error:
         raise StoreError(f"cannot repair {store.name}: {error}; it is as it was") from error
@@ -55,6 +53,11 @@ def _free(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def _of_sqlite(path: Path) -> list[Path]:
+    """What SQLite keeps beside a file, or an interrupted process has left there."""
+    return [path.with_name(path.name + suffix) for suffix in ("-journal", "-wal", "-shm")]
+
+
 def _remove(store: Store) -> None:
-    for path in (store.path, store.database.journal.path, *(Path(f"{store.path}{suffix}") for suffix in _OF_SQLITE)):
-        path.unlink(missing_ok=True)
+    for file in (store.path, store.database.journal.path, *_of_sqlite(store.path)):
+        file.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
@@ -86,23 +85,20 @@ def _written(store: Store, findings: Findings) -> dict[str, set[int]] | None:
     if journal is None or not journal.exists():
         return None
     written = defaultdict(set)
-    for line in journal.lines(findings.problems):
-        written[json.loads(line)["key"]].add(checksum(line))
+    for key, line in journal.entries(findings.problems):
+        written[key].add(checksum(line))
     return dict(written)
 
 
 def _rows_of_journal(store: Store, wanted: Container[str], findings: Findings) -> Iterator[Row]:
     """The rows with these keys as they were written last."""
-    keys, latest = KeyRing(), {}
-    for line in store.database.journal.lines([]):
-        key = json.loads(line)["key"]
-        if key in wanted:
-            latest[key] = line
+    journal, keys = store.database.journal, KeyRing()
+    latest = {key: line for key, line in journal.entries([]) if key in wanted}
     for line in latest.values():
         try:
             row = schema.parse(line, keys)
         except ValueError as error:
-            findings.problems.append(f"a line of {store.database.journal.path.name}: {error}")
+            findings.problems.append(f"a line of {journal.path.name}: {error}")
             continue
         findings.only_in_journal += 1
         yield row

@@ -151,6 +151,7 @@ def main() -> int:
     pseudo = str(Path(options.pseudo).absolute())
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as name, slurm(Path(name)):
         folder = Path(name)
+        os.chdir(folder)  # where qsub leaves the output of jobs
         with cluster_of(options.commands, folder) as cluster:
             cluster.adapt(minimum_jobs=JOBS, maximum_jobs=JOBS, interval="2s")
             with open_bridge(
