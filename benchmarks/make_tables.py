@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes that calculate (default: one per core or GPU)")
     parser.add_argument("--out", type=Path, default=tables.FOLDER, help="folder of the tables")
     options = parser.parse_args()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for the workers
     with open_bridge("planewave", options.preset, options.store, options.workers, total_energy=True) as bridge:
         for property_name in options.properties:
             for name in options.names:

@@ -335,6 +335,7 @@ def main() -> int:
     # A section's process and those that it starts share an accelerator.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     quick = ["--quick"] if options.quick else []
+    chosen = [] if options.sections == list(SECTIONS) else ["--sections", *options.sections]
     facts = child(None, "--one", "machine")
     # Two sections start programs that choose their own threads.
     alone = {**os.environ, **ONE_CORE} if facts["kind"] == "cpu" else None
@@ -351,7 +352,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"throughput_{facts['kind']}"
     drawn = draw(rows, options.out / f"{name}.png")
-    command = " ".join(["python benchmarks/throughput.py", *quick])
+    command = " ".join(["python benchmarks/throughput.py", *quick, *chosen])
     text = markdown(facts, rows, failed, command, f"{name}.png" if drawn else "")
     (options.out / f"{name}.md").write_text(text)
     print(text)

@@ -18,12 +18,18 @@ MODES = ("site", "orbit", "substitution")
 SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")
 ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
 TABLES = {
-    "band_gap": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
-    "bulk_modulus": ("RocksaltAB", "ZincblendeAB", "CsClAB"),
+    "band_gap": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2", "PerovskiteABX3"),
+    "bulk_modulus": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
     "density": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
 }
 """Prototypes whose crystals are all known, by property: :mod:`crystaljax.tables` has their values."""
-TABLE_NAMES = {"RocksaltAB": "Rocksalt", "ZincblendeAB": "Zincblende", "CsClAB": "CsCl", "FluoriteAX2": "Fluorite"}
+TABLE_NAMES = {
+    "RocksaltAB": "Rocksalt",
+    "ZincblendeAB": "Zincblende",
+    "CsClAB": "CsCl",
+    "FluoriteAX2": "Fluorite",
+    "PerovskiteABX3": "Perovskite",
+}
 """How the ids of tasks with a table call these prototypes."""
 
 

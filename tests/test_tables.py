@@ -204,22 +204,29 @@ def test_a_task_with_a_table_needs_no_engine() -> None:
 
 
 @pytest.mark.slow
-def test_the_engine_recomputes_entries() -> None:
-    gaps, energies = tables.load("band_gap-RocksaltAB"), tables.load("total_energy-RocksaltAB")
-    settings = gaps.origin["settings"]
-    # The tables are older than the recovery ladder, which none of their crystals needs: all SCFs converged.
-    engine = PlanewaveEngine.preset(gaps.origin["preset"], ladder=())
-    assert json.loads(json.dumps(engine.fingerprint("band_gap"))) == settings
+@pytest.mark.parametrize(
+    ("crystals", "options"),
+    [
+        # Older than the recovery ladder, which none of these crystals needs: all SCFs converged.
+        ("RocksaltAB", {"ladder": ()}),
+        # Calculated on a GPU, and recalculated on the CPU of this test.
+        ("PerovskiteABX3", {"total_energy": True}),
+    ],
+)
+def test_the_engine_recomputes_entries(crystals: str, options: dict) -> None:
+    gaps, energies = tables.load(f"band_gap-{crystals}"), tables.load(f"total_energy-{crystals}")
+    engine = PlanewaveEngine.preset(gaps.origin["preset"], **options)
+    assert json.loads(json.dumps(engine.fingerprint("band_gap"))) == gaps.origin["settings"]
     rng = np.random.default_rng(0)
-    crystals = [
+    every = [
         Request.of(gaps.skeleton, [atomic_numbers[s] for s in entry.elements], "band_gap").crystal
         for entry in gaps.entries
     ]
     # Three entries that share a compiled program; half a minute would go into three programs.
-    kinds = [members for members in engine.kinds(crystals, "band_gap").values() if len(members) >= 3]
+    kinds = [members for members in engine.kinds(every, "band_gap").values() if len(members) >= 3]
     chosen = rng.choice(kinds[rng.integers(len(kinds))], 3, replace=False)
     with_energy = dataclasses.replace(engine, total_energy=True)
-    results = with_energy.compute_many([crystals[i] for i in chosen], "band_gap")
+    results = with_energy.compute_many([every[i] for i in chosen], "band_gap")
     for i, result in zip(chosen, results, strict=True):
         assert result.status == gaps.entries[i].status == Status.OK
         assert result.value == pytest.approx(gaps.entries[i].value, abs=1e-3)
