@@ -143,8 +143,8 @@ class PlanewaveEngine(PresetEngine):
         largest_stress: GPa, below which the relaxation stops early.
         min_distance_factor: atoms closer than this fraction of the sum of their covalent radii are refused.
         min_distance: atoms closer than this (Å) are refused.
-        batch: crystals calculated at once in one worker; 0 for one on a CPU and, on a GPU, as many as its memory
-            holds. Changes no number.
+        batch: crystals calculated at once in one worker; 0 for one on a CPU and up to 64 on a GPU, as its memory
+            allows. Changes no number.
     """
 
     engine = "planewave"

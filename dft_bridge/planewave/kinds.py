@@ -110,7 +110,7 @@ class Workbench:
     """Solvers by kind, for one set of pseudopotentials; the last ones are kept.
 
     Args:
-        lanes: crystals calculated at once; ``None`` for as many as the device's memory holds.
+        lanes: crystals calculated at once; ``None`` for up to 64, as the device's memory allows.
     """
 
     def __init__(self, pseudopotentials: PseudoSet, lanes: int | None = 1):
