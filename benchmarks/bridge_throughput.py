@@ -115,7 +115,8 @@ def main() -> None:
             "ratio_to_ideal": round(ratio_to_ideal(folder, options.requests, options.workers, options.sleep), 4),
             "overhead_ms_per_distinct": round(overhead(folder, options.requests), 3),
         }
-        (folder / "instant.db").unlink()
+        for file in folder.glob("instant.db*"):  # and its journal
+            file.unlink()
         result["mib_growth"] = round(growth(folder, options.many), 2)
     print(json.dumps(result))
 

@@ -282,7 +282,7 @@ def child(settings: dict[str, str] | None, *arguments: str, script: str = Path(_
 
 def markdown(facts: dict[str, Any], rows: list[Row], failed: list[str], command: str, picture: str) -> str:
     """The report."""
-    text = ["# Throughput", "", f"Written by `{command}` on", ""]
+    text = [f"# Throughput, {facts['kind'].upper()}", "", f"Written by `{command}` on", ""]
     text += [f"- {name}: {fact}" for name, fact in facts.items() if name != "kind"]
     text += ["", "| | what | setting | | |", "|---|---|---|---:|---|"]
     text += [f"| {row.section} | {row.what} | {row.setting} | {row.value:,.4g} | {row.unit} |" for row in rows]
