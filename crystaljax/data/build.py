@@ -27,7 +27,7 @@ def build(path: str) -> dict:
                     "space_group": int(float(row["spacegroup.number"])),
                     "species": list(skeleton.species),
                     "lattice": (skeleton.lattice.round(8) + 0.0).tolist(),
-                    "frac_coords": skeleton.frac_coords.round(8).tolist(),
+                    "frac_coords": (skeleton.frac_coords.round(8) % 1.0).tolist(),
                 }
             )
     return {

@@ -99,7 +99,6 @@ _SHARED_SETTINGS = (
     "min_distance",
 )
 _BATCHES_PER_JOB = 4  # lanes are refilled within a job
-_USUAL_BATCH = 64  # where the GPU's memory decides
 _WORKER_GROWTH = str(2 * 10**9)  # bytes; loky ends workers that grow by more, and compiled programs stay in memory
 _PROGRESS_SECONDS = 10.0
 _CUTOFF_STEP = 5.0  # Ha; cut-offs are rounded up to a multiple, so that few programs are compiled
@@ -255,6 +254,8 @@ class PlanewaveEngine(PresetEngine):
 
         First jobs of different kinds, so that workers compile different programs, and later load those of the others.
         """
+        from dft_bridge.planewave.kinds import MOST_LANES
+
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, crystal in enumerate(crystals):
             try:
@@ -265,7 +266,7 @@ class PlanewaveEngine(PresetEngine):
             largest = _BATCHES_PER_JOB * self.batch if self.batch > 1 else 1
         else:
             share = -(-len(crystals) // (self.workers() or 1))
-            largest = min(_BATCHES_PER_JOB * (self.batch or _USUAL_BATCH), share)
+            largest = min(_BATCHES_PER_JOB * (self.batch or MOST_LANES), share)
         jobs = []
         for kind, members in groups.items():
             parts = np.array_split(members, -(-len(members) // largest))
