@@ -33,7 +33,7 @@ class Records:
 
     @classmethod
     def of_step(cls, reward: jax.Array, finished: jax.Array, info: dict[str, jax.Array]) -> Records:
-        """The records of one step, from what ``env.step`` returned."""
+        """The records of one step or of several, from what ``env.step`` returned."""
         of_crystal = info["value"], info["status"], info["elements"], info["skeleton"]
         return cls(reward, finished, *of_crystal, info.get("ticket"))
 

@@ -115,7 +115,7 @@ def make_hybrid(config: HybridConfig, env: CrystalEnv, trunk: nn.Module | None =
         children = breed(breed_key, env, state.population, config.lanes, config)
 
         def choose(key: jax.Array, lanes: Lanes) -> tuple[jax.Array, Any]:
-            action, kept = ppo.act(key, state.network, lanes.observation)
+            action, kept = ppo.act(key, state.network, lanes)
             planned = jax.vmap(partial(next_gene, env))(children.genes, lanes.env_state)
             return jnp.where(is_search, planned, action), kept
 
@@ -126,7 +126,7 @@ def make_hybrid(config: HybridConfig, env: CrystalEnv, trunk: nn.Module | None =
         population = survive(env, state.population, as_designs(env, built), built.reward)
 
         def learn(network: Any, optimizer: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
-            return ppo.learn(learn_key, network, optimizer, transitions, kept)
+            return ppo.learn(learn_key, network, optimizer, transitions, kept, lanes, state.env_params)
 
         def wait(network: Any, optimizer: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
             losses = jax.eval_shape(learn, network, optimizer)[2]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,7 @@ from agents.base import Agent, Records, whole_training
 from agents.hyperparameters import PPOConfig
 from agents.networks import ActorCritic, make_trunk
 from agents.rollout import Lanes, Transition, first_lanes, rollout
-from crystaljax.env import CrystalEnv, EnvParams
+from crystaljax.env import CrystalEnv, EnvParams, EnvState
 
 
 @struct.dataclass
@@ -121,19 +122,27 @@ def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_gradient), optax.adam(rate, eps=1e-5))
 
 
+class Kept(NamedTuple):
+    """What is kept of a choice besides the action; leaves [L, ...]."""
+
+    log_prob: jax.Array
+    value: jax.Array
+    env_state: EnvState
+
+
 class PPO(NamedTuple):
     """What PPO is made of; T steps, L lanes.
 
     Attributes:
         init: (key, an observation) to (parameters of the network, optax state).
-        act: (key, parameters, observations [L, ...]) to (actions int32 [L], (their log probabilities, values)).
-        learn: (key, parameters, optax state, transitions [T, L, ...], what ``act`` gave besides actions [T, L]) to
-            (parameters, optax state, losses).
+        act: (key, parameters, lanes) to (actions int32 [L], :class:`Kept`).
+        learn: (key, parameters, optax state, transitions and what ``act`` kept [T, L, ...], the lanes after them,
+            parameters of the environment) to (parameters, optax state, losses).
         policy: (parameters, an observation) to logits.
     """
 
     init: Callable[[jax.Array, Any], tuple[Any, Any]]
-    act: Callable[[jax.Array, Any, Any], tuple[jax.Array, tuple[jax.Array, jax.Array]]]
+    act: Callable[[jax.Array, Any, Lanes], tuple[jax.Array, Kept]]
     learn: Callable[..., tuple[Any, Any, dict[str, jax.Array]]]
     policy: Callable[[Any, Any], jax.Array]
 
@@ -148,32 +157,34 @@ def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = N
         params = network.init(key, observation)
         return params, optimizer.init(params)
 
-    def act(key: jax.Array, params: Any, observation: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """Actions [L], and their log probabilities and the values of the states."""
-        logits, value = forward(params, observation)
+    def act(key: jax.Array, params: Any, lanes: Lanes) -> tuple[jax.Array, Kept]:
+        logits, value = forward(params, lanes.observation)
         action = jax.random.categorical(key, logits)
         log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=1)[:, 0]
-        return action, (log_prob, value)
+        return action, Kept(log_prob, value, lanes.env_state)
 
-    def values_after(params: Any, steps: Transition, value: jax.Array) -> jax.Array:
+    def values_after(params: Any, steps: Transition, kept: Kept, lanes: Lanes, env_params: EnvParams) -> jax.Array:
         """Values of what followed each step, [T, L]; where an episode terminated they do not count."""
-        last = forward(params, jax.tree.map(lambda leaf: leaf[-1], steps.after))[1]
-        next_value = jnp.concatenate([value[1:], last[None]])
+        next_value = jnp.concatenate([kept.value[1:], forward(params, lanes.observation)[1][None]])
+
+        def before_reset(env_state: EnvState, action: jax.Array) -> jax.Array:
+            observation = env.observe(None, env.decide(env_state, action), action, env_params)
+            return network.apply(params, observation)[1]
 
         def cut_off() -> jax.Array:
-            before_reset = jax.vmap(forward, in_axes=(None, 0))(params, steps.after)[1]
-            return jnp.where(steps.done, before_reset, next_value)
+            return jnp.where(steps.done, jax.vmap(jax.vmap(before_reset))(kept.env_state, steps.action), next_value)
 
-        # Only an episode that was cut off needs another value than that of the next step.
+        # Only an episode that was cut off needs another value than that of the next step. Its last observation is made
+        # again then: to keep ``steps.after`` for this would cost every rollout.
         return jax.lax.cond((steps.done & ~steps.terminated).any(), cut_off, lambda: next_value)
 
-    def to_samples(params: Any, steps: Transition, log_prob: jax.Array, value: jax.Array) -> Sample:
+    def to_samples(params: Any, steps: Transition, kept: Kept, lanes: Lanes, env_params: EnvParams) -> Sample:
         """Transitions [T, L, ...] as samples [T * L, ...]."""
-        next_value = values_after(params, steps, value)
+        next_value = values_after(params, steps, kept, lanes, env_params)
         advantage = advantages(
-            steps.reward, value, next_value, steps.terminated, steps.done, config.discount, config.trace
+            steps.reward, kept.value, next_value, steps.terminated, steps.done, config.discount, config.trace
         )
-        samples = Sample(steps.observation, steps.action, log_prob, value, advantage, advantage + value)
+        samples = Sample(steps.observation, steps.action, kept.log_prob, kept.value, advantage, advantage + kept.value)
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), samples)
 
     def gradient_step(carry: tuple[Any, Any], batch: Sample) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
@@ -187,18 +198,25 @@ def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = N
         return jax.tree.map(lambda after, before: jnp.where(near, after, before), new, carry), parts
 
     def learn(
-        key: jax.Array, params: Any, optimizer_state: Any, steps: Transition, kept: tuple[jax.Array, jax.Array]
+        key: jax.Array,
+        params: Any,
+        optimizer_state: Any,
+        steps: Transition,
+        kept: Kept,
+        lanes: Lanes,
+        env_params: EnvParams,
     ) -> tuple[Any, Any, dict[str, jax.Array]]:
-        samples = to_samples(params, steps, *kept)
+        samples = to_samples(params, steps, kept, lanes, env_params)
 
         def minibatch(carry: tuple[Any, Any], members: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
             return gradient_step(carry, jax.tree.map(lambda leaf: leaf[members], samples))
 
-        def epoch(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
-            return jax.lax.scan(minibatch, carry, shuffled(key, config.lanes * config.steps, config.minibatches))
-
-        keys = jax.random.split(key, config.epochs)
-        (params, optimizer_state), parts = jax.lax.scan(epoch, (params, optimizer_state), keys)
+        # One sort for the shuffles of all epochs takes fewer kernels than one for each.
+        shuffle = partial(shuffled, count=config.lanes * config.steps, minibatches=config.minibatches)
+        members = jax.vmap(shuffle)(jax.random.split(key, config.epochs)).reshape(
+            config.epochs * config.minibatches, -1
+        )
+        (params, optimizer_state), parts = jax.lax.scan(minibatch, (params, optimizer_state), members)
         return params, optimizer_state, jax.tree.map(jnp.mean, parts)
 
     def policy(params: Any, observation: Any) -> jax.Array:
@@ -229,9 +247,11 @@ def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None)
             state.lanes,
             rollout_key,
             config.steps,
-            lambda key, lanes: ppo.act(key, state.network, lanes.observation),
+            lambda key, lanes: ppo.act(key, state.network, lanes),
         )
-        params, optimizer_state, losses = ppo.learn(shuffle_key, state.network, state.optimizer, transitions, kept)
+        params, optimizer_state, losses = ppo.learn(
+            shuffle_key, state.network, state.optimizer, transitions, kept, lanes, state.env_params
+        )
         state = TrainState(state.update + 1, key, params, optimizer_state, state.env_params, lanes)
         return state, losses, records
 

@@ -70,7 +70,7 @@ def rollout(
     """
     step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
-    def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, Records]]:
+    def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, dict[str, jax.Array]]]:
         action_key, env_key = jax.random.split(key)
         action, kept = choose(action_key, lanes)
         keys = jax.random.split(env_key, action.shape[0])
@@ -78,7 +78,7 @@ def rollout(
         done = terminated | truncated
         after, ticket = info["final_observation"], info.get("ticket")
         transition = Transition(lanes.observation, action, reward, terminated, done, after, ticket)
-        return Lanes(observation, env_state), (transition, kept, Records.of_step(reward, done, info))
+        return Lanes(observation, env_state), (transition, kept, info)
 
-    lanes, collected = jax.lax.scan(one_step, lanes, jax.random.split(key, steps))
-    return lanes, *collected
+    lanes, (transitions, kept, info) = jax.lax.scan(one_step, lanes, jax.random.split(key, steps))
+    return lanes, transitions, kept, Records.of_step(transitions.reward, transitions.done, info)

@@ -196,11 +196,8 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
     ) -> tuple[Any, EnvState, jax.Array, jax.Array, dict[str, jax.Array]]:
         """One decision; see the class for what comes back. ``key`` is unused: transitions are deterministic."""
         del key
-        row = self.table.row(state.skeleton)
-        action = self._legal(action)
-        decided = self._decides(state, row)
-        elements = jnp.where(decided, action, state.elements)
-        state = state.replace(time=state.time + 1, elements=elements)
+        state = self.decide(state, action)
+        elements = state.elements
         finished = self.is_terminated(state, params)
         value, status = self.evaluator.query(self._numbers[elements], state.skeleton, finished)
         reward = self.objective.reward(value, status, jnp.asarray(params.target, jnp.float32))
@@ -215,7 +212,13 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         if self.evaluator.landscape is not None:
             info["regret"] = jnp.where(finished, self.best_reward(params) - reward, 0.0)
         reward = jnp.where(finished, reward, 0.0)
-        return self._observe(state, row, params), state, reward, finished, info
+        return self._observe(state, self.table.row(state.skeleton), params), state, reward, finished, info
+
+    def decide(self, state: EnvState, action: int | jax.Array) -> EnvState:
+        """The state after a decision, before any reset; nothing is evaluated."""
+        decided = self._decides(state, self.table.row(state.skeleton))
+        elements = jnp.where(decided, self._legal(action), state.elements)
+        return state.replace(time=state.time + 1, elements=elements)
 
     def best_reward(self, params: EnvParams) -> jax.Array:
         """float32 [], what the best crystal earns; raises ``ValueError`` unless the evaluator knows all outcomes."""
