@@ -348,8 +348,8 @@ def main() -> None:
         f"learning rates {', '.join(f'{rate:g}' for rate in RATES)}, with other seeds than those here, "
         f"{spanned(Version.TUNING.seeds[: MOST_SEEDS[Version.TUNING]])}. Both networks have "
         f"{FINE_TUNING.learning_rate:g}, the best over both and of random weights alone; *its own rate* is "
-        f"{VARIANTS[OWN_RATE][1]:g}, the best of pre-trained weights alone. Numbers are interquartile means over seeds "
-        f"from {version.seeds[0]} on, with their 95 % bootstrap intervals.",
+        f"{VARIANTS[OWN_RATE][1]:g}, the best of pre-trained weights alone, and the largest that was tried. Numbers "
+        f"are interquartile means over seeds from {version.seeds[0]} on, with their 95 % bootstrap intervals.",
         "",
         "## Substitution: CHGNet as the policy, from random elements",
         "",
