@@ -101,6 +101,12 @@ class ManyTargets:
         # After an episode the observation is the first of the next one, whose target this is.
         return observation.replace(target=target), (state, target), reward, terminated, truncated, info
 
+    def decide(self, state: tuple[Any, jax.Array], action: jax.Array) -> tuple[Any, jax.Array]:
+        return self._env.decide(state[0], action), state[1]
+
+    def observe(self, key: Any, state: tuple[Any, jax.Array], action: jax.Array, params: EnvParams) -> Any:
+        return self._env.observe(key, state[0], action, params.replace(target=state[1]))
+
     def _draw(self, key: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, 7), (), jnp.float32, *self._bounds)
 

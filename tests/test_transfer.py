@@ -39,6 +39,18 @@ def test_every_episode_has_a_target_that_it_sees_and_is_paid_for(transfer):
     assert targets.min() >= 2 and targets.max() < 4 and len(np.unique(targets)) == 2 * lanes
 
 
+def test_ppo_learns_with_a_target_for_every_episode(transfer):
+    env, params = crystaljax.make("Density-C6-v0", "unrelaxed-density")
+    many = transfer.ManyTargets(env, 2.0, 4.0)
+    config = transfer.PPOConfig(lanes=4, steps=2 * env.horizon, updates=1, minibatches=1, epochs=1)
+    agent = transfer.make_ppo(config, many, transfer.make_trunk(env))
+    first = agent.init(jax.random.key(0), params)
+    last, losses, _ = jax.jit(agent.update)(first)
+    assert all(np.isfinite(loss) for loss in losses.values())
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.network, last.network)
+    assert any(jax.tree.leaves(moved))
+
+
 def test_the_best_reachable_reward_is_that_of_all_crystals(transfer):
     env, params = crystaljax.make(
         "Density-C6-v0", "unrelaxed-density", vocabulary=crystaljax.elements.Vocabulary("three", ("Li", "Ca", "Br"))
