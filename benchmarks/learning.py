@@ -31,8 +31,9 @@ import dataclasses
 import enum
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -189,20 +190,16 @@ def run(env: CrystalEnv, params: EnvParams, name: str, budget: int, episodes: fl
     return Outcome(np.stack(best), np.array(evaluated), time.perf_counter() - start)
 
 
-def kept(path: Path | None, env: CrystalEnv, params: EnvParams, name: str, trial: Trial, version: Version) -> Outcome:
-    """The outcome in a file, if it has these settings, or else that of a run, which is then written to it."""
-    budget, seeds = trial.budget_of(version), trial.seeds_of(version)
-    made_with = (
-        f"{ALGORITHMS[name]}, {trial.episodes} episodes for each of {budget}, target {trial.target}, seeds {seeds}"
-    )
+def kept(path: Path | None, made_with: str, produce: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The arrays in a file, if they were made with this, or else those that are produced and then written to it."""
     if path is not None and path.exists():
         with np.load(path) as saved:
             if str(saved["made_with"]) == made_with:
-                return Outcome(saved["best"], saved["evaluated"], float(saved["seconds"]))
-    outcome = run(env, params, name, budget, trial.episodes, seeds)
+                return {name: saved[name] for name in saved.files if name != "made_with"}
+    arrays = produce()
     if path is not None:
-        np.savez(path, **vars(outcome), made_with=made_with)
-    return outcome
+        np.savez(path, **arrays, made_with=made_with)
+    return arrays
 
 
 def rarity(env: CrystalEnv, params: EnvParams, reward: float = GOOD, samples: int = 200_000) -> float:
@@ -281,9 +278,14 @@ def outcomes_of(
 ) -> dict[str, Outcome]:
     """Algorithms on a task, one after the other, with a line about each."""
     outcomes = {}
+    budget, seeds = trial.budget_of(version), trial.seeds_of(version)
     for name in names:
         path = keep and keep / f"{trial.task}-{version.value}-{name}.npz"
-        outcomes[name] = outcome = kept(path, env, params, name, trial, version)
+        made_with = (
+            f"{ALGORITHMS[name]}, {trial.episodes} episodes for each of {budget}, target {trial.target}, seeds {seeds}"
+        )
+        found = kept(path, made_with, lambda name=name: vars(run(env, params, name, budget, trial.episodes, seeds)))
+        outcomes[name] = outcome = Outcome(found["best"], found["evaluated"], float(found["seconds"]))
         low, high = interval(outcome.area)
         print(
             f"{trial.task}: {name}, area {interquartile_mean(outcome.area):.3f} ({low:.3f} to {high:.3f}), "

@@ -38,7 +38,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from learning import RANDOM, RESULTS, Outcome, Trial, Version, best_so_far, rarity, run, spanned, table
+from learning import RANDOM, RESULTS, Outcome, Trial, Version, best_so_far, kept, rarity, run, spanned, table
 
 from agents.base import whole_training
 from agents.designs import Designs, evaluate, random_designs
@@ -109,18 +109,6 @@ class ManyTargets:
 
     def _draw(self, key: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, 7), (), jnp.float32, *self._bounds)
-
-
-def kept(path: Path | None, made_with: str, produce: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The arrays in a file, if they were made with this, or else those that are produced and then written to it."""
-    if path is not None and path.exists():
-        with np.load(path) as saved:
-            if str(saved["made_with"]) == made_with:
-                return {name: saved[name] for name in saved.files}
-    arrays = produce()
-    if path is not None:
-        np.savez(path, **arrays, made_with=made_with)
-    return arrays
 
 
 @functools.cache
