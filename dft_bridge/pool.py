@@ -3,7 +3,8 @@
 Each worker is a ``loky`` executor of its own with one process. When a process dies (killed, out of memory, a crash in
 Fortran) loky declares its whole executor broken; here that is the one job it ran, and nothing else. Workers do not
 import the caller's ``__main__``, nor JAX unless the engine does, and end when their parent does, however that ended.
-Each has a scratch folder as its ``TMPDIR``, which goes with it.
+Each has a scratch folder as its ``TMPDIR``, which goes with it. loky's resource tracker, a process of its own that
+outlives all others, knows the folder too: it is deleted whoever is killed while it is made or deleted.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import loky
 import psutil
+from loky.backend import resource_tracker
 from loky.backend.utils import kill_process_tree
 from loky.process_executor import ShutdownExecutorError
 
@@ -81,6 +83,8 @@ class _Worker:
     executor: loky.ProcessPoolExecutor
     scratch: str
     pid: int = 0  # known once it has its first job
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    tracked: bool = True  # the resource tracker knows the scratch folder
 
     def end(self) -> None:
         """Kill it, if it still lives, and the programs it has started; delete its scratch folder."""
@@ -90,7 +94,11 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
         self.executor.shutdown(wait=False)
-        remove_scratch(self.scratch)
+        with self.lock:  # the tracker must be told once
+            if self.tracked:
+                remove_scratch(self.scratch)
+                resource_tracker.unregister(self.scratch, "folder")
+                self.tracked = False
 
 
 @dataclasses.dataclass(eq=False)
@@ -248,8 +256,8 @@ class WorkerPool(Executor):
             job.timer.start()
 
     def _new_worker(self, slot: _Slot) -> _Worker:
-        # Made by the worker, so that nothing is left if we are killed before it runs.
         scratch = os.path.join(tempfile.gettempdir(), f"crystaljax-worker-{uuid.uuid4().hex}")
+        resource_tracker.register(scratch, "folder")
         env = {**ONE_THREAD, **self._environment(slot.index)}
         start = os.getpid(), scratch, self._start_worker
         executor = loky.ProcessPoolExecutor(1, initializer=start_worker, initargs=start, env=env)

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 PARENT_CHECK_SECONDS = 1.0
 """How often a worker looks whether its parent still lives."""
+FILES = "files"
+"""Name of the folder for the files of engines, within the scratch folder of a worker."""
 
 
 class Done(NamedTuple):
@@ -101,7 +103,7 @@ def _cpu_seconds() -> float:
 
 
 def start_worker(parent: int, scratch: str, start: Callable[[], None] | None) -> None:
-    """Runs first in every worker: a process group and a scratch folder of its own, which end with the parent.
+    """Runs first in every worker: a process group, and a folder ``scratch`` for its files, which end with the parent.
 
     A Ctrl-C in the terminal reaches the main process only, which decides what becomes of the calculations. A process
     that is killed outright cannot tell its workers, so they look; PR_SET_PDEATHSIG would not do, for it follows the
@@ -121,8 +123,9 @@ def start_worker(parent: int, scratch: str, start: Callable[[], None] | None) ->
     if hasattr(os, "killpg"):
         threading.Thread(target=watch, name="parent-watch", daemon=True).start()
     with contextlib.suppress(OSError):  # a full disk; the engine will say so
-        os.mkdir(scratch, 0o700)
-        os.environ["TMPDIR"] = tempfile.tempdir = scratch
+        files = os.path.join(scratch, FILES)
+        os.makedirs(files, 0o700)
+        os.environ["TMPDIR"] = tempfile.tempdir = files
     if start is not None:
         start()
 
@@ -132,10 +135,7 @@ def arrive(call: Any) -> None:
 
 
 def remove_scratch(folder: str) -> None:
-    """Delete a worker's scratch folder; renamed first, so that nothing more is written there."""
-    gone = f"{folder}.gone"
-    try:
-        os.rename(folder, gone)
-    except OSError:  # somebody else has done it
-        return
-    shutil.rmtree(gone, ignore_errors=True)
+    """Delete a worker's scratch folder; its files are moved first, so that nothing more is written there."""
+    with contextlib.suppress(OSError):  # the worker did not come so far, or somebody else has done it
+        os.rename(os.path.join(folder, FILES), os.path.join(folder, "gone"))
+    shutil.rmtree(folder, ignore_errors=True)

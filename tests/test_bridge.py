@@ -376,6 +376,28 @@ def test_workers_are_light_and_in_a_group_of_their_own():
         assert len(pool.processes()) == 1
 
 
+KILLED_AT_ITS_END = """
+    import os, pathlib, signal, tempfile
+    from dft_bridge import pool
+
+    def killed(folder):
+        assert os.listdir(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pool.remove_scratch = killed
+    with pool.WorkerPool(1) as workers:
+        print(workers.submit(tempfile.mkdtemp).result(), flush=True)
+"""
+
+
+def test_no_scratch_folder_is_left_by_a_program_that_is_killed_between_its_worker_and_the_folder(tmp_path):
+    command, env = [sys.executable, "-c", textwrap.dedent(KILLED_AT_ITS_END)], {**os.environ, "TMPDIR": str(tmp_path)}
+    killed = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert Path(killed.stdout).is_relative_to(tmp_path)
+    wait_for(lambda: not list(tmp_path.iterdir()))
+
+
 def test_cancel_stops_at_once_and_stores_nothing_unfinished(engine, path):
     hanging = FakeEngine(log=engine.log, hang_element=NEON)
     with Bridge(hanging, path, workers=2) as bridge, ThreadPoolExecutor(1) as thread:
