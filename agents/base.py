@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 
@@ -60,6 +61,18 @@ class Agent(NamedTuple):
     policy: Callable[[Any, Any], jax.Array] | None = None
     draws: bool = False
     deliver: Callable[[Any, jax.Array, jax.Array], Any] | None = None
+
+
+def learn_if(
+    ready: jax.Array, learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]], learned: Any
+) -> tuple[Any, dict[str, jax.Array]]:
+    """``learn(learned)``, which returns it and losses, once ``ready``; before, nothing changes and losses are NaN."""
+
+    def wait(learned: Any) -> tuple[Any, dict[str, jax.Array]]:
+        losses = jax.eval_shape(learn, learned)[1]
+        return learned, jax.tree.map(lambda loss: jnp.full(loss.shape, jnp.nan, loss.dtype), losses)
+
+    return jax.lax.cond(ready, learn, wait, learned)
 
 
 def whole_training(agent: Agent, updates: int, env_params: Any) -> Callable[..., tuple[Any, dict[str, Any], Records]]:

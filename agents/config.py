@@ -67,8 +67,8 @@ class RunConfig:
         max_dft_calls: end the run after so many calculations; --resume with more goes on.
         max_core_hours: end the run after so many core-hours of calculations.
         wandb: Weights & Biases project that gets the metrics too.
-        delayed: go on acting while up to so many crystals wait for their reward, instead of waiting for every batch;
-            not for ppo, which learns from a batch as soon as it has acted. Numbers then depend on the order of arrival.
+        delayed: go on acting while up to so many crystals wait for their reward, instead of waiting for every batch
+            (ppo, dqn, rainbow, sac, random). Numbers then depend on the order of arrival.
     """
 
     task: str = ""

@@ -166,7 +166,14 @@ class PPOSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig(PPOSettings, RolloutConfig):
-    """Proximal policy optimisation."""
+    """Proximal policy optimisation.
+
+    Attributes:
+        lag: with rewards that come later, updates between acting and learning from it; unless given, as few as leave
+            every reward time if they come in order.
+    """
+
+    lag: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from agents.base import Agent, Records
+from agents.base import Agent, Records, learn_if
 from agents.hyperparameters import ReplayConfig
 from agents.replay import Batch, Replay
 from agents.rollout import Lanes, Transition, first_lanes, rollout
@@ -101,12 +101,8 @@ def make_off_policy(config: ReplayConfig, env: CrystalEnv | DelayedRewards, lear
             carry, losses = jax.lax.scan(gradient_step, carry, jax.random.split(learn_key, config.gradient_steps))
             return carry, jax.tree.map(jnp.mean, losses)
 
-        def wait(carry: Any) -> tuple[Any, dict[str, jax.Array]]:
-            losses = jax.eval_shape(learn, carry)[1]
-            return carry, jax.tree.map(lambda loss: jnp.full(loss.shape, jnp.nan, loss.dtype), losses)
-
         learned = state.network, state.rest, buffer
-        (network, rest, buffer), losses = jax.lax.cond(replay.ready(buffer), learn, wait, learned)
+        (network, rest, buffer), losses = learn_if(replay.ready(buffer), learn, learned)
         state = OffPolicyState(state.update + 1, key, network, rest, buffer, state.env_params, lanes)
         return state, losses, records
 

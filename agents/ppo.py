@@ -2,6 +2,9 @@
 
 ``make_train(config, env, params)`` returns ``train(key)``, which can be compiled, and vmapped over seeds.
 ``make_ppo(config, env)`` returns the same thing in pieces, one update at a time, as the training runner uses it.
+
+Where rewards come later (:mod:`crystaljax.delayed`), a rollout is learned from some updates later, with the
+probabilities and values of when it was made: the clipped ratio is then that to an older policy.
 """
 
 from __future__ import annotations
@@ -16,10 +19,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from agents.base import Agent, Records, whole_training
+from agents.base import Agent, Records, learn_if, whole_training
 from agents.hyperparameters import PPOConfig
 from agents.networks import ActorCritic, make_trunk
 from agents.rollout import Lanes, Transition, first_lanes, rollout
+from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 
 
@@ -130,6 +134,31 @@ class Kept(NamedTuple):
     env_state: EnvState
 
 
+class Rollout(NamedTuple):
+    """What an update learns from.
+
+    Attributes:
+        steps: transitions [T, L, ...].
+        kept: what was kept of the choices, [T, L, ...].
+        lanes: where the lanes stood after them, [L, ...].
+    """
+
+    steps: Transition
+    kept: Kept
+    lanes: Lanes
+
+
+@struct.dataclass
+class DelayedTrainState(TrainState):
+    """A :class:`TrainState` where rewards come later.
+
+    Attributes:
+        waiting: the rollouts that are to be learned from, leaves [lag, ...]; that of update ``u`` is at ``u % lag``.
+    """
+
+    waiting: Rollout
+
+
 class PPO(NamedTuple):
     """What PPO is made of; T steps, L lanes.
 
@@ -225,36 +254,62 @@ def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = N
     return PPO(init, act, learn, policy)
 
 
-def make_ppo(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> Agent:
+def make_ppo(config: PPOConfig, env: CrystalEnv | DelayedRewards, trunk: nn.Module | None = None) -> Agent:
     """PPO on an environment, one update at a time.
 
     ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
     """
     ppo = make_learner(config, env, trunk)
+    lag = (config.lag or 1) if isinstance(env, DelayedRewards) else 0
+
+    def act(key: jax.Array, params: Any, env_params: EnvParams, lanes: Lanes) -> tuple[Rollout, Records]:
+        lanes, steps, kept, records = rollout(
+            env, env_params, lanes, key, config.steps, lambda key, lanes: ppo.act(key, params, lanes)
+        )
+        return Rollout(steps.replace(after=None), kept, lanes), records
 
     def init(key: jax.Array, env_params: EnvParams) -> TrainState:
         key, network_key, reset_key = jax.random.split(key, 3)
         lanes = first_lanes(env, env_params, reset_key, config.lanes)
         learned = ppo.init(network_key, jax.tree.map(lambda leaf: leaf[0], lanes.observation))
-        env_params = jax.tree.map(jnp.asarray, env_params)
-        return TrainState(jnp.int32(0), key, *learned, env_params, lanes)
+        first = jnp.int32(0), key, *learned, jax.tree.map(jnp.asarray, env_params), lanes
+        if not lag:
+            return TrainState(*first)
+        one, _ = jax.eval_shape(act, key, learned[0], env_params, lanes)
+        return DelayedTrainState(*first, jax.tree.map(lambda leaf: jnp.zeros((lag, *leaf.shape), leaf.dtype), one))
 
     def update(state: TrainState) -> tuple[TrainState, dict[str, jax.Array], Records]:
         key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-        lanes, transitions, kept, records = rollout(
-            env,
-            state.env_params,
-            state.lanes,
-            rollout_key,
-            config.steps,
-            lambda key, lanes: ppo.act(key, state.network, lanes),
-        )
-        params, optimizer_state, losses = ppo.learn(
-            shuffle_key, state.network, state.optimizer, transitions, kept, lanes, state.env_params
-        )
-        state = TrainState(state.update + 1, key, params, optimizer_state, state.env_params, lanes)
+        new, records = act(rollout_key, state.network, state.env_params, state.lanes)
+        params, optimizer_state, losses = ppo.learn(shuffle_key, state.network, state.optimizer, *new, state.env_params)
+        state = TrainState(state.update + 1, key, params, optimizer_state, state.env_params, new.lanes)
         return state, losses, records
 
+    def delayed_update(state: DelayedTrainState) -> tuple[DelayedTrainState, dict[str, jax.Array], Records]:
+        key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
+        slot = state.update % lag
+
+        def learn(learned: tuple[Any, Any]) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+            steps, kept, lanes = jax.tree.map(lambda leaf: leaf[slot], state.waiting)
+            # What has not come in time counts as what the critic expected: it teaches nothing about its crystal.
+            missing = steps.ticket != NO_TICKET
+            steps = steps.replace(reward=jnp.where(missing, kept.value, steps.reward))
+            params, optimizer_state, losses = ppo.learn(shuffle_key, *learned, steps, kept, lanes, state.env_params)
+            return (params, optimizer_state), losses | {"missing_rewards": missing.sum().astype(jnp.float32)}
+
+        learned, losses = learn_if(state.update >= lag, learn, (state.network, state.optimizer))
+        new, records = act(rollout_key, learned[0], state.env_params, state.lanes)
+        waiting = jax.tree.map(lambda leaves, leaf: leaves.at[slot].set(leaf), state.waiting, new)
+        state = DelayedTrainState(state.update + 1, key, *learned, state.env_params, new.lanes, waiting)
+        return state, losses, records
+
+    def deliver(state: DelayedTrainState, tickets: jax.Array, rewards: jax.Array) -> DelayedTrainState:
+        steps = state.waiting.steps
+        ticket, reward = fill(steps.ticket, steps.reward, tickets, rewards)
+        return state.replace(waiting=state.waiting._replace(steps=steps.replace(ticket=ticket, reward=reward)))
+
+    if lag:
+        return Agent(init, delayed_update, config.steps, config.lanes, ppo.policy, draws=True, deliver=deliver)
     return Agent(init, update, config.steps, config.lanes, ppo.policy, draws=True)
 
 

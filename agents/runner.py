@@ -28,7 +28,7 @@ from agents.dqn import make_dqn
 from agents.exhaustive import make_exhaustive
 from agents.genetic import make_genetic
 from agents.hybrid import make_hybrid
-from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, ReplayConfig
+from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig, ReplayConfig
 from agents.journal import Journal
 from agents.ledger import Ledger
 from agents.networks import make_trunk
@@ -117,14 +117,17 @@ def build_delayed_agent(config: RunConfig, evaluator: str | Evaluator) -> Agent:
     if not hasattr(evaluator, "delayed"):
         raise ValueError(f"engine {config.engine} answers at once, on the device; leave out delayed, or choose DFT")
     env = build_env(config, Deferred())[0]
-    agent = build_agent(config, DelayedRewards(env, config.algorithm.lanes))
+    settings = config.algorithm
+    if isinstance(settings, PPOConfig) and settings.lag is None:
+        steps = env.horizon * -(-config.delayed // settings.lanes)  # of each lane, until so many episodes have ended
+        settings = dataclasses.replace(settings, lag=1 + -(-steps // settings.steps))
+    agent = build_agent(dataclasses.replace(config, algorithm=settings), DelayedRewards(env, settings.lanes))
     if agent.deliver is None:
         raise ValueError(
-            f"{config.agent} learns from a batch as soon as it has acted, so it has to wait for the rewards anyway; "
-            "leave out delayed, or choose an agent that replays what it remembers (dqn, rainbow, sac)"
+            f"{config.agent} needs the rewards of all its crystals before it makes others; leave out delayed, or "
+            "choose an agent that can learn from them later (ppo, dqn, rainbow, sac)"
         )
-    if isinstance(config.algorithm, ReplayConfig):
-        settings = config.algorithm
+    if isinstance(settings, ReplayConfig):
         ends = settings.lanes * -(-settings.steps // int(env.horizons.min()))
         needed = settings.start + settings.n_step * (config.delayed + ends)
         if needed > settings.buffer:

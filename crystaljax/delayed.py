@@ -1,6 +1,6 @@
 """Rewards that arrive later: the environment gives a ticket, a host loop brings the value, the buffer is filled.
 
-An off-policy agent need not wait for DFT. :class:`DelayedRewards` steps without a host call; where an episode ends,
+An agent need not wait for DFT. :class:`DelayedRewards` steps without a host call; where an episode ends,
 ``info["ticket"]`` holds an integer that is given once, and the reward is 0 for the time being. Store the ticket with
 the transition. Whatever evaluates the crystals (:class:`dft_bridge.delayed.DelayedEvaluation`) returns
 (ticket, value, status) in any order, and :func:`fill` puts the rewards where they belong. Everything here is pure, so
@@ -76,6 +76,14 @@ class DelayedRewards:
         state = DelayedState(env_state, state.ticket + jnp.where(pending, self.lanes, 0))
         reward = jnp.where(pending, 0.0, reward)
         return observation, state, reward, terminated, truncated, {**info, "ticket": ticket}
+
+    def decide(self, state: DelayedState, action: int | jax.Array) -> DelayedState:
+        """As :meth:`CrystalEnv.decide`."""
+        return state.replace(env_state=self.env.decide(state.env_state, action))
+
+    def observe(self, key: jax.Array, state: DelayedState, action: Any, params: EnvParams) -> Any:
+        """As :meth:`CrystalEnv.observe`."""
+        return self.env.observe(key, state.env_state, action, params)
 
 
 def fill(

@@ -15,13 +15,23 @@ import numpy as np
 import pytest
 from fake_engines import FakeEngine, fake_value
 
+import crystaljax
 from agents.config import RunConfig
-from agents.hyperparameters import DQNConfig, PPOConfig, RainbowConfig, RandomConfig, ReplayConfig, SACConfig
+from agents.hyperparameters import (
+    DQNConfig,
+    GeneticConfig,
+    PPOConfig,
+    RainbowConfig,
+    RandomConfig,
+    ReplayConfig,
+    SACConfig,
+)
+from agents.ppo import make_ppo
 from agents.replay import make_replay
 from agents.rollout import Transition
-from agents.runner import sweep, train
-from crystaljax.delayed import NO_TICKET
-from crystaljax.evaluators import BoundEvaluator
+from agents.runner import build_delayed_agent, sweep, train
+from crystaljax.delayed import NO_TICKET, DelayedRewards
+from crystaljax.evaluators import BoundEvaluator, Deferred
 from crystaljax.status import Status
 from dft_bridge import Bridge
 from dft_bridge.accounting import Budget
@@ -88,6 +98,85 @@ def test_no_stretch_is_drawn_before_its_reward_is_there_and_then_with_the_right_
         last = code % 100 % horizon == horizon - 1
         expected = 0.0 if needs(code) is None else rewards[needs(code)] * (1.0 if last else 0.5)
         assert reward == pytest.approx(expected), code
+
+
+# PPO, whose rollouts wait
+
+
+def make_delayed_ppo(config):
+    env, params = crystaljax.make("Density-RocksaltAB-v0", Deferred(), observation="flat")
+    agent = make_ppo(config, DelayedRewards(env, config.lanes))
+    return agent._replace(update=jax.jit(agent.update), deliver=jax.jit(agent.deliver)), params
+
+
+def test_ppo_on_rewards_that_come_before_the_next_update_is_ppo():
+    config = PPOConfig(updates=6, lanes=8, steps=6, minibatches=1, learning_rate=3e-3)
+    env, params = crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density", observation="flat")
+    blocking = make_ppo(config, env)
+    delayed, _ = make_delayed_ppo(config)
+    here, there = (agent.init(jax.random.key(3), params) for agent in (delayed, blocking))
+    step, last_loss = jax.jit(blocking.update), None
+    for update in range(config.updates):
+        before = there.network
+        there, losses, expected = step(there)
+        here, late_losses, records = delayed.update(here)
+        np.testing.assert_array_equal(records.elements, expected.elements)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), here.network, before)
+        if update:
+            assert late_losses["missing_rewards"] == 0
+            assert late_losses["loss"] == pytest.approx(float(last_loss), abs=1e-4)
+        last_loss = losses["loss"]
+        here = delayed.deliver(here, records.ticket.reshape(-1), expected.reward.reshape(-1))
+
+
+def test_a_reward_that_is_missing_counts_as_what_the_critic_expected():
+    config = PPOConfig(lanes=4, steps=4, lag=2)
+    agent, params = make_delayed_ppo(config)
+    state, _, first = agent.update(agent.init(jax.random.key(0), params))
+    state, losses, _ = agent.update(state)
+    assert np.isnan(losses["loss"]), "nothing is learned before a rollout has waited"
+    tickets, expected = np.asarray(first.ticket), np.asarray(state.waiting.kept.value[0])
+    half = np.where(np.arange(4)[:, None] < 2, tickets, NO_TICKET).reshape(-1)
+    some = agent.deliver(state, half, jnp.full(16, 0.7))
+    rest = np.where(np.arange(4)[:, None] >= 2, tickets, NO_TICKET).reshape(-1)
+    (one, missing, _), (other, nothing, _) = (
+        agent.update(state) for state in (some, agent.deliver(some, rest, expected.reshape(-1)))
+    )
+    assert missing["missing_rewards"] == 4 and nothing["missing_rewards"] == 0
+    jax.tree.map(np.testing.assert_array_equal, one.network, other.network)
+    unmoved = jax.tree.map(np.array_equal, one.network, state.network)
+    assert not all(jax.tree.leaves(unmoved)), "what has come teaches"
+
+
+def test_ppo_learns_from_rewards_that_come_late_out_of_order_or_never():
+    """The reward is the share of sites with one of the first six elements of 18."""
+    config = PPOConfig(updates=60, lanes=16, steps=8, learning_rate=3e-3, lag=3)
+    agent, params = make_delayed_ppo(config)
+    state, random, waiting, means = agent.init(jax.random.key(0), params), np.random.default_rng(0), [], []
+    for _ in range(config.updates):
+        state, losses, records = agent.update(state)
+        ended = np.asarray(records.finished)
+        rewards = (np.asarray(records.elements)[ended] < 6).mean(axis=1)
+        tickets = np.asarray(records.ticket)[ended]
+        waiting += [pair for pair in zip(tickets.tolist(), rewards.tolist(), strict=True) if pair[0] % 10]
+        means.append(rewards.mean())
+        random.shuffle(waiting)
+        come, waiting = waiting[: len(tickets)], waiting[len(tickets) :]
+        come, waiting = come[len(come) // 3 :], waiting + come[: len(come) // 3]
+        pad = [(NO_TICKET, 0.0)] * (len(tickets) - len(come))
+        state = agent.deliver(state, *map(np.array, zip(*come, *pad, strict=True)))
+    assert np.mean(means[:3]) < 0.5 and np.mean(means[-5:]) > 0.8
+    assert losses["missing_rewards"] > 0
+
+
+def test_every_reward_has_time_to_come_if_they_come_in_order(tmp_path):
+    horizon, config = 2, dataclasses.replace(CONFIG, algorithm=PPOConfig(lanes=4, steps=3, minibatches=1))
+    for delayed, lag in ((1, 2), (6, 3), (7, 3), (24, 5)):  # of three steps, 1.5 episodes in each of four lanes
+        assert 4 * ((lag - 1) * 3 // horizon) >= delayed > 4 * ((lag - 2) * 3 // horizon)
+        agent = build_delayed_agent(dataclasses.replace(config, delayed=delayed), Scripted())
+        _, params = crystaljax.make(CONFIG.task, Deferred())
+        shape = jax.eval_shape(agent.init, jax.random.key(0), params).waiting.steps.reward.shape
+        assert shape == (lag, 3, 4)
 
 
 # Runs
@@ -200,6 +289,7 @@ AGENTS = {
     "dqn": CONFIG.algorithm,
     "rainbow": RainbowConfig(**SMALL, target_every=16),
     "sac": SACConfig(**SMALL),
+    "ppo": PPOConfig(lanes=LANES, steps=4),
 }
 
 
@@ -257,8 +347,10 @@ def test_settings_that_cannot_work_are_refused(tmp_path):
     def changed(**changes):
         return dataclasses.replace(CONFIG, **changes)
 
-    with pytest.raises(ValueError, match="ppo learns from a batch as soon as it has acted"):
-        train(changed(algorithm=PPOConfig(lanes=LANES, steps=4)), Scripted(), tmp_path / "run")
+    with pytest.raises(ValueError, match="ga needs the rewards of all its crystals"):
+        train(changed(algorithm=GeneticConfig(lanes=LANES)), Scripted(), tmp_path / "run")
+    with pytest.raises(ValueError, match="lag is 0"):
+        PPOConfig(lag=0)
     with pytest.raises(ValueError, match="answers at once"):
         train(changed(task="Density-RocksaltAB-v0"), "unrelaxed-density", tmp_path / "run")
     with pytest.raises(ValueError, match="enlarge buffer to 556"):
