@@ -4,7 +4,8 @@
 ``make_ppo(config, env)`` returns the same thing in pieces, one update at a time, as the training runner uses it.
 
 Where rewards come later (:mod:`crystaljax.delayed`), a rollout is learned from some updates later, with the
-probabilities and values of when it was made: the clipped ratio is then that to an older policy.
+probabilities and values that the network gives its choices by then. With those of when it was made, the clip and
+``target_kl`` would count what has been learned since.
 """
 
 from __future__ import annotations
@@ -126,6 +127,11 @@ def make_optimizer(config: PPOConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.max_gradient), optax.adam(rate, eps=1e-5))
 
 
+def log_prob_of(logits: jax.Array, action: jax.Array) -> jax.Array:
+    """Logarithm of the probability of actions [...] by logits [..., V]."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)[..., 0]
+
+
 class Kept(NamedTuple):
     """What is kept of a choice besides the action; leaves [L, ...]."""
 
@@ -167,12 +173,15 @@ class PPO(NamedTuple):
         act: (key, parameters, lanes) to (actions int32 [L], :class:`Kept`).
         learn: (key, parameters, optax state, transitions and what ``act`` kept [T, L, ...], the lanes after them,
             parameters of the environment) to (parameters, optax state, losses).
+        reconsider: (parameters, transitions and what ``act`` kept [T, L, ...]) to what it would have kept with these
+            parameters.
         policy: (parameters, an observation) to logits.
     """
 
     init: Callable[[jax.Array, Any], tuple[Any, Any]]
     act: Callable[[jax.Array, Any, Lanes], tuple[jax.Array, Kept]]
     learn: Callable[..., tuple[Any, Any, dict[str, jax.Array]]]
+    reconsider: Callable[[Any, Transition, Kept], Kept]
     policy: Callable[[Any, Any], jax.Array]
 
 
@@ -189,8 +198,11 @@ def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = N
     def act(key: jax.Array, params: Any, lanes: Lanes) -> tuple[jax.Array, Kept]:
         logits, value = forward(params, lanes.observation)
         action = jax.random.categorical(key, logits)
-        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), action[:, None], axis=1)[:, 0]
-        return action, Kept(log_prob, value, lanes.env_state)
+        return action, Kept(log_prob_of(logits, action), value, lanes.env_state)
+
+    def reconsider(params: Any, steps: Transition, kept: Kept) -> Kept:
+        logits, value = jax.vmap(forward, in_axes=(None, 0))(params, steps.observation)
+        return kept._replace(log_prob=log_prob_of(logits, steps.action), value=value)
 
     def values_after(params: Any, steps: Transition, kept: Kept, lanes: Lanes, env_params: EnvParams) -> jax.Array:
         """Values of what followed each step, [T, L]; where an episode terminated they do not count."""
@@ -251,7 +263,7 @@ def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = N
     def policy(params: Any, observation: Any) -> jax.Array:
         return network.apply(params, observation)[0]
 
-    return PPO(init, act, learn, policy)
+    return PPO(init, act, learn, reconsider, policy)
 
 
 def make_ppo(config: PPOConfig, env: CrystalEnv | DelayedRewards, trunk: nn.Module | None = None) -> Agent:
@@ -291,6 +303,7 @@ def make_ppo(config: PPOConfig, env: CrystalEnv | DelayedRewards, trunk: nn.Modu
 
         def learn(learned: tuple[Any, Any]) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
             steps, kept, lanes = jax.tree.map(lambda leaf: leaf[slot], state.waiting)
+            kept = ppo.reconsider(learned[0], steps, kept)
             # What has not come in time counts as what the critic expected: it teaches nothing about its crystal.
             missing = steps.ticket != NO_TICKET
             steps = steps.replace(reward=jnp.where(missing, kept.value, steps.reward))

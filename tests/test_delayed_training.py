@@ -143,9 +143,22 @@ def test_a_reward_that_is_missing_counts_as_what_the_critic_expected():
         agent.update(state) for state in (some, agent.deliver(some, rest, expected.reshape(-1)))
     )
     assert missing["missing_rewards"] == 4 and nothing["missing_rewards"] == 0
-    jax.tree.map(np.testing.assert_array_equal, one.network, other.network)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.network, other.network)
     unmoved = jax.tree.map(np.array_equal, one.network, state.network)
     assert not all(jax.tree.leaves(unmoved)), "what has come teaches"
+
+
+def test_what_was_learned_meanwhile_does_not_count_as_a_step_away_from_the_policy():
+    agent, params = make_delayed_ppo(PPOConfig(lanes=4, steps=4, lag=3, minibatches=1, epochs=1, learning_rate=0.03))
+    state, moved = agent.init(jax.random.key(0), params), []
+    for _ in range(8):
+        before = state.network
+        state, losses, records = agent.update(state)
+        state = agent.deliver(state, records.ticket.reshape(-1), records.elements[..., 0].reshape(-1) / 18)
+        moved.append(not all(jax.tree.leaves(jax.tree.map(np.array_equal, before, state.network))))
+        if moved[-1]:
+            assert abs(float(losses["approx_kl"])) < 1e-6 and losses["clip_fraction"] == 0
+    assert moved == [False] * 3 + [True] * 5
 
 
 def test_ppo_learns_from_rewards_that_come_late_out_of_order_or_never():
