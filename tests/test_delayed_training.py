@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 from collections import Counter
@@ -49,6 +50,8 @@ CONFIG = RunConfig(
     checkpoint_every=3,
     delayed=24,
 )
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiles in half the time."""
 COST = ("seconds", "waiting_seconds", "dft_calls", "cache_hits")
 
 
@@ -106,7 +109,7 @@ def test_no_stretch_is_drawn_before_its_reward_is_there_and_then_with_the_right_
 def make_delayed_ppo(config):
     env, params = crystaljax.make("Density-RocksaltAB-v0", Deferred(), observation="flat")
     agent = make_ppo(config, DelayedRewards(env, config.lanes))
-    return agent._replace(update=jax.jit(agent.update), deliver=jax.jit(agent.deliver)), params
+    return agent._replace(update=quick_jit(agent.update), deliver=quick_jit(agent.deliver)), params
 
 
 def test_ppo_on_rewards_that_come_before_the_next_update_is_ppo():
@@ -115,7 +118,7 @@ def test_ppo_on_rewards_that_come_before_the_next_update_is_ppo():
     blocking = make_ppo(config, env)
     delayed, _ = make_delayed_ppo(config)
     here, there = (agent.init(jax.random.key(3), params) for agent in (delayed, blocking))
-    step, last_loss = jax.jit(blocking.update), None
+    step, last_loss = quick_jit(blocking.update), None
     for update in range(config.updates):
         before = there.network
         there, losses, expected = step(there)
