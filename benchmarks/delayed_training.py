@@ -7,8 +7,8 @@
 processes. How long it sleeps depends on the crystal and is spread like DFT: log-normally, one time in six more than
 twice the median. Every agent trains with blocking rewards, where an update waits for the slowest of its 16 crystals,
 and with ``--delayed``. *Busy* is the share of the workers' time that calculations fill. Times begin with the second
-update, as the first one compiles. The settings are those of ``dft_agents.py``. All is random by the seed but the
-order of arrival.
+update, as the first one compiles. The settings are those of ``dft_agents.py``, but every update has one episode of each
+lane, and the buffer is larger. All is random by the seed but the order of arrival.
 
 The last line is one JSON object: by agent, the seconds per calculation with blocking rewards over those with delayed
 ones.
@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.data import atomic_masses
 
 from agents.config import RunConfig
 from agents.hyperparameters import ALGORITHMS, AlgorithmConfig
@@ -35,6 +34,7 @@ from agents.runner import train
 from crystaljax.status import Status
 from dft_bridge import Bridge
 from dft_bridge.engines.base import Crystal, Result
+from dft_bridge.engines.checks import density_of, to_atoms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fake_engines import FakeEngine  # noqa: E402
@@ -42,8 +42,6 @@ from fake_engines import FakeEngine  # noqa: E402
 TASK, TARGET, LANES, DECISIONS = "Density-C1-v0", 9.0, 16, 5
 SPREAD = 0.7
 """Standard deviation of the logarithm of the time that a calculation takes."""
-GRAMS_PER_CM3 = 1.66053907
-"""Of one atomic mass unit per Å3."""
 REPLAY = {"learning_rate": 1e-3, "start": 320, "train_every": 2, "steps": DECISIONS, "lanes": LANES, "buffer": 4000}
 EXPLORATION = {"exploration": 0.5, "target_every": 200}
 PPO = {"steps": DECISIONS, "learning_rate": 1.5e-3, "epochs": 8, "entropy": 0.02, "target_kl": 0.05, "lanes": LANES}
@@ -67,8 +65,7 @@ class SleepingEngine(FakeEngine):
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         seconds = self.seconds(crystal.numbers)
         time.sleep(seconds)
-        volume = abs(np.linalg.det(crystal.lattice))
-        return Result(float(GRAMS_PER_CM3 * atomic_masses[crystal.numbers].sum() / volume), Status.OK, seconds)
+        return Result(density_of(to_atoms(crystal)), Status.OK, seconds)
 
 
 @dataclasses.dataclass(frozen=True)

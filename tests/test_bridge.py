@@ -377,7 +377,7 @@ def test_workers_are_light_and_in_a_group_of_their_own():
 
 
 KILLED_AT_ITS_END = """
-    import os, pathlib, signal, tempfile
+    import os, signal, tempfile
     from dft_bridge import pool
 
     def killed(folder):
