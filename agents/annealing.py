@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.designs import Designs, evaluate, random_designs, replace_gene
+from crystaljax.agents.hyperparameters import AnnealingConfig
 from flax import struct
 
-from agents.base import Agent, Records
-from agents.designs import Designs, evaluate, random_designs, replace_gene
-from agents.hyperparameters import AnnealingConfig
 from crystaljax.env import CrystalEnv, EnvParams
 
 

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from crystaljax.agents import config as configs
+from crystaljax.agents import metrics, page
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.ledger import Episode
+from crystaljax.agents.runs import Run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from agents import config as configs
-from agents import metrics, page
-from agents.config import RunConfig
-from agents.ledger import Episode
-from agents.runs import Run
 from crystaljax import viewer
 from crystaljax.rewards import OBJECTIVES
 
@@ -92,9 +92,9 @@ def write_report(
     Args:
         runs: of any problems and agents; finished or not.
         path: HTML, or Markdown whose pictures and CIF files go into a folder beside it.
-        known: reduced formulas of a reference (:func:`agents.reference.read`), for novelty.
+        known: reduced formulas of a reference (:func:`crystaljax.agents.reference.read`), for novelty.
         tolerance: distance from the target that counts as success, in the unit of the property; by default
-            :data:`agents.metrics.TOLERANCES`.
+            :data:`crystaljax.agents.metrics.TOLERANCES`.
 
     Raises:
         ValueError: for a name of another kind, a seed that a group has twice, and a tolerance that is negative.

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
+from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
 
 DEFAULT_AGENT = "ppo"
 NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from crystaljax.agents.base import Records
 
-from agents.base import Records
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 from crystaljax.symmetry import canonical
 

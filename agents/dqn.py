@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from crystaljax.agents.base import Agent, whole_training
+from crystaljax.agents.hyperparameters import DQNConfig
+from crystaljax.agents.networks import QValues, make_trunk
+from crystaljax.agents.off_policy import Learner, make_off_policy
+from crystaljax.agents.replay import Batch, make_replay
 
-from agents.base import Agent, whole_training
-from agents.hyperparameters import DQNConfig
-from agents.networks import QValues, make_trunk
-from agents.off_policy import Learner, make_off_policy
-from agents.replay import Batch, make_replay
 from crystaljax.env import CrystalEnv, EnvParams
 
 
@@ -43,7 +43,8 @@ def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
 def make_dqn(config: DQNConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> Agent:
     """DQN on an environment, one update at a time.
 
-    ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
+    ``trunk`` is the network that reads observations, see :mod:`crystaljax.agents.networks`; by default the one that
+    fits them.
     """
     network = QValues(trunk or make_trunk(env), env.num_actions)
     optimizer = optax.adam(config.learning_rate)
@@ -77,5 +78,5 @@ def make_dqn(config: DQNConfig, env: CrystalEnv, trunk: nn.Module | None = None)
 
 
 def make_train(config: DQNConfig, env: CrystalEnv, params: EnvParams, trunk: nn.Module | None = None) -> Callable:
-    """The whole training as one pure function, see :func:`agents.base.whole_training`."""
+    """The whole training as one pure function, see :func:`crystaljax.agents.base.whole_training`."""
     return whole_training(make_dqn(config, env, trunk), config.updates, params)

@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.designs import Designs, another, evaluate, identity, random_designs, repeated, replace_gene
+from crystaljax.agents.hyperparameters import GeneticConfig, GeneticSettings
 from flax import struct
 
-from agents.base import Agent, Records
-from agents.designs import Designs, another, evaluate, identity, random_designs, repeated, replace_gene
-from agents.hyperparameters import GeneticConfig, GeneticSettings
 from crystaljax.env import CrystalEnv, EnvParams
 
 MUTATIONS_TO_BE_NEW = 10

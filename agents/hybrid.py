@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.designs import Designs, next_gene
+from crystaljax.agents.genetic import Population, breed, first_population, survive
+from crystaljax.agents.hyperparameters import HybridConfig, PPOConfig, PPOSettings
+from crystaljax.agents.ppo import PPO, TrainState, make_learner
+from crystaljax.agents.rollout import Lanes, first_lanes, rollout
 from flax import struct
 
-from agents.base import Agent, Records
-from agents.designs import Designs, next_gene
-from agents.genetic import Population, breed, first_population, survive
-from agents.hyperparameters import HybridConfig, PPOConfig, PPOSettings
-from agents.ppo import PPO, TrainState, make_learner
-from agents.rollout import Lanes, first_lanes, rollout
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 
 CLONE_BATCH = 128

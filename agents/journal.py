@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from crystaljax.agents.ledger import Episode
+from crystaljax.agents.tracking import Tracker
 from tensorboardX import SummaryWriter
 
-from agents.ledger import Episode
-from agents.tracking import Tracker
 from crystaljax.files import replace_text
 
 METRICS, EPISODES, TENSORBOARD = "metrics.jsonl", "episodes.jsonl", "tensorboard"

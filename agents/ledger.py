@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from ase.formula import Formula
+from crystaljax.agents.base import Records
 
-from agents.base import Records
 from crystaljax.elements import Vocabulary
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status

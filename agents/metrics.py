@@ -13,9 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from crystaljax.agents.ledger import REFUSED, Episode
 from scipy import stats
-
-from agents.ledger import REFUSED, Episode
 
 TOLERANCES = {"band_gap": 0.25, "bulk_modulus": 25.0, "density": 0.25}
 """How far from the target a crystal may be and still count as a success, in eV, GPa and g/cm3, unless given."""
@@ -111,7 +110,8 @@ def diversity(crystals: Sequence[Episode]) -> float:
 
 
 def novelty(crystals: Sequence[Episode], reference: Collection[str]) -> float:
-    """Share of the crystals whose formula is not in a reference (:func:`agents.reference.read`); NaN for no crystals.
+    """Share of the crystals whose formula is not in a reference (:func:`crystaljax.agents.reference.read`); NaN for no
+    crystals.
 
     A formula is all that is compared: another structure of a known formula is not novel.
     """

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from crystaljax.agents.base import Agent, Records, learn_if
+from crystaljax.agents.hyperparameters import ReplayConfig
+from crystaljax.agents.replay import Batch, Replay
+from crystaljax.agents.rollout import Lanes, Transition, first_lanes, rollout
 from flax import struct
 
-from agents.base import Agent, Records, learn_if
-from agents.hyperparameters import ReplayConfig
-from agents.replay import Batch, Replay
-from agents.rollout import Lanes, Transition, first_lanes, rollout
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 
@@ -24,7 +24,7 @@ class Learner(NamedTuple):
         init: (key, an observation) to (parameters of the network that acts, whatever else is learned).
         act: (key, network, observations [L, ...], progress) to actions int32 [L].
         learn: (key, network, rest, batch, progress) to (network, rest, losses, errors float32 [B]).
-        policy, draws: as in :class:`agents.base.Agent`.
+        policy, draws: as in :class:`crystaljax.agents.base.Agent`.
     """
 
     init: Callable[[jax.Array, Any], tuple[Any, Any]]

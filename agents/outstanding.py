@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from crystaljax.agents.base import Records
+from crystaljax.agents.interrupt import POLL_SECONDS, Stop
+from crystaljax.agents.journal import read_lines
 
-from agents.base import Records
-from agents.interrupt import POLL_SECONDS, Stop
-from agents.journal import read_lines
 from crystaljax.delayed import NO_TICKET
 from crystaljax.evaluators import BudgetSpent
 from crystaljax.files import replace_text
@@ -29,7 +29,7 @@ FILE = "tickets.jsonl"
 
 
 class Evaluation(Protocol):
-    """What evaluates crystals meanwhile: a :class:`dft_bridge.delayed.DelayedEvaluation`."""
+    """What evaluates crystals meanwhile: a :class:`crystaljax.dft_bridge.delayed.DelayedEvaluation`."""
 
     outstanding: int
 
@@ -80,7 +80,7 @@ class Outstanding:
     def wait(self, stop: Stop, waiting: Callable[[], None], all_of_them: bool = False) -> bool:
         """Wait until few enough are outstanding; false if that will not be, as evaluation or the run was stopped.
 
-        Raises what else stops the evaluation, as :meth:`dft_bridge.bridge.Bridge.collect`.
+        Raises what else stops the evaluation, as :meth:`crystaljax.dft_bridge.bridge.Bridge.collect`.
         """
         while self._evaluation.outstanding > (0 if all_of_them or self.stopped else self.limit) and not stop.requested:
             self._receive(POLL_SECONDS)

@@ -18,12 +18,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from crystaljax.agents.base import Agent, Records, learn_if, whole_training
+from crystaljax.agents.hyperparameters import PPOConfig
+from crystaljax.agents.networks import ActorCritic, make_trunk
+from crystaljax.agents.rollout import Lanes, Transition, first_lanes, rollout
 from flax import struct
 
-from agents.base import Agent, Records, learn_if, whole_training
-from agents.hyperparameters import PPOConfig
-from agents.networks import ActorCritic, make_trunk
-from agents.rollout import Lanes, Transition, first_lanes, rollout
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 
@@ -269,7 +269,8 @@ def make_learner(config: PPOConfig, env: CrystalEnv, trunk: nn.Module | None = N
 def make_ppo(config: PPOConfig, env: CrystalEnv | DelayedRewards, trunk: nn.Module | None = None) -> Agent:
     """PPO on an environment, one update at a time.
 
-    ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
+    ``trunk`` is the network that reads observations, see :mod:`crystaljax.agents.networks`; by default the one that
+    fits them.
     """
     ppo = make_learner(config, env, trunk)
     lag = (config.lag or 1) if isinstance(env, DelayedRewards) else 0
@@ -332,5 +333,5 @@ def shuffled(key: jax.Array, count: int, minibatches: int) -> jax.Array:
 
 
 def make_train(config: PPOConfig, env: CrystalEnv, params: EnvParams, trunk: nn.Module | None = None) -> Callable:
-    """The whole training as one pure function, see :func:`agents.base.whole_training`."""
+    """The whole training as one pure function, see :func:`crystaljax.agents.base.whole_training`."""
     return whole_training(make_ppo(config, env, trunk), config.updates, params)

@@ -13,14 +13,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from crystaljax.agents.base import Agent, whole_training
+from crystaljax.agents.dqn import chosen, epsilon, explore
+from crystaljax.agents.hyperparameters import RainbowConfig
+from crystaljax.agents.networks import QValues, make_trunk
+from crystaljax.agents.networks.noisy import NOISE
+from crystaljax.agents.off_policy import Learner, make_off_policy
+from crystaljax.agents.replay import Batch, make_replay
 
-from agents.base import Agent, whole_training
-from agents.dqn import chosen, epsilon, explore
-from agents.hyperparameters import RainbowConfig
-from agents.networks import QValues, make_trunk
-from agents.networks.noisy import NOISE
-from agents.off_policy import Learner, make_off_policy
-from agents.replay import Batch, make_replay
 from crystaljax.env import CrystalEnv, EnvParams
 
 
@@ -47,7 +47,8 @@ def project(atoms: jax.Array, probabilities: jax.Array, support: jax.Array) -> j
 def make_rainbow(config: RainbowConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> Agent:
     """Rainbow on an environment, one update at a time.
 
-    ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
+    ``trunk`` is the network that reads observations, see :mod:`crystaljax.agents.networks`; by default the one that
+    fits them.
     """
     head = {"dueling": config.dueling, "atoms": config.atoms, "noisy": config.noisy}
     network = QValues(trunk or make_trunk(env), env.num_actions, **head)
@@ -116,5 +117,5 @@ def make_rainbow(config: RainbowConfig, env: CrystalEnv, trunk: nn.Module | None
 
 
 def make_train(config: RainbowConfig, env: CrystalEnv, params: EnvParams, trunk: nn.Module | None = None) -> Callable:
-    """The whole training as one pure function, see :func:`agents.base.whole_training`."""
+    """The whole training as one pure function, see :func:`crystaljax.agents.base.whole_training`."""
     return whole_training(make_rainbow(config, env, trunk), config.updates, params)

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.hyperparameters import RandomConfig
+from crystaljax.agents.rollout import Lanes, first_lanes, rollout
 from flax import struct
 
-from agents.base import Agent, Records
-from agents.hyperparameters import RandomConfig
-from agents.rollout import Lanes, first_lanes, rollout
 from crystaljax.env import CrystalEnv, EnvParams
 
 

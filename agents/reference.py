@@ -20,7 +20,7 @@ HELP = (
 
 
 def read(path: Path) -> frozenset[str]:
-    """The reduced formulas in a file, as :func:`agents.ledger.formula` writes them.
+    """The reduced formulas in a file, as :func:`crystaljax.agents.ledger.formula` writes them.
 
     The file is a CSV with a header that names one of ``COLUMNS``; JSON, a list of records with one of these keys, or of
     formulas, also under the key ``data``; or text with one formula in each line, ``#`` starting a comment. Capitals

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
+from crystaljax.agents.ledger import Episode, Ledger
 
-from agents.ledger import Episode, Ledger
 from crystaljax.env import CrystalEnv
 from crystaljax.files import replace_text
 

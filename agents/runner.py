@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.agents import config as configs
+from crystaljax.agents import interrupt, report, tracking
+from crystaljax.agents.accounting import Accounting
+from crystaljax.agents.annealing import make_annealing
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.bayesian import make_bayesian
+from crystaljax.agents.checkpoints import Checkpoints
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.display import Display
+from crystaljax.agents.dqn import make_dqn
+from crystaljax.agents.exhaustive import make_exhaustive
+from crystaljax.agents.genetic import make_genetic
+from crystaljax.agents.hybrid import make_hybrid
+from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig, ReplayConfig
+from crystaljax.agents.journal import Journal
+from crystaljax.agents.ledger import Ledger
+from crystaljax.agents.networks import make_trunk
+from crystaljax.agents.outstanding import Outstanding
+from crystaljax.agents.ppo import make_ppo
+from crystaljax.agents.rainbow import make_rainbow
+from crystaljax.agents.random_search import make_random_search
+from crystaljax.agents.runs import SWEEP_FILE, member_folder
+from crystaljax.agents.sac import make_sac
+from crystaljax.agents.tracking import Tracker
 
-from agents import config as configs
-from agents import interrupt, report, tracking
-from agents.accounting import Accounting
-from agents.annealing import make_annealing
-from agents.base import Agent, Records
-from agents.bayesian import make_bayesian
-from agents.checkpoints import Checkpoints
-from agents.config import RunConfig
-from agents.display import Display
-from agents.dqn import make_dqn
-from agents.exhaustive import make_exhaustive
-from agents.genetic import make_genetic
-from agents.hybrid import make_hybrid
-from agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig, ReplayConfig
-from agents.journal import Journal
-from agents.ledger import Ledger
-from agents.networks import make_trunk
-from agents.outstanding import Outstanding
-from agents.ppo import make_ppo
-from agents.rainbow import make_rainbow
-from agents.random_search import make_random_search
-from agents.runs import SWEEP_FILE, member_folder
-from agents.sac import make_sac
-from agents.tracking import Tracker
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Deferred, Evaluator

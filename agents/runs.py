@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from agents import accounting, report
-from agents import config as configs
-from agents.config import RunConfig
-from agents.journal import EPISODES, METRICS, read_lines
-from agents.ledger import Episode
+from crystaljax.agents import accounting, report
+from crystaljax.agents import config as configs
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.journal import EPISODES, METRICS, read_lines
+from crystaljax.agents.ledger import Episode
 
 SWEEP_FILE = "sweep.json"
 """What the folder of a sweep holds beside the folders of its runs."""
@@ -28,7 +28,8 @@ class Run:
         episodes: all of them, in order.
         updates: the lines of ``metrics.jsonl``, one for each update.
         best: what ``best.json`` says: target, unit, source of the values, and the best crystals at the last checkpoint.
-        accounting: what calculations have cost, as :class:`dft_bridge.accounting.Stats` counts it; empty without DFT.
+        accounting: what calculations have cost, as :class:`crystaljax.dft_bridge.accounting.Stats` counts it; empty
+            without DFT.
             That of a sweep is for all its runs.
         sweep: the folder of the sweep that it belongs to, else its own.
     """

@@ -14,14 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from crystaljax.agents.base import Agent, whole_training
+from crystaljax.agents.dqn import chosen
+from crystaljax.agents.hyperparameters import SACConfig
+from crystaljax.agents.networks import ActorCritic, QValues, make_trunk
+from crystaljax.agents.off_policy import Learner, make_off_policy
+from crystaljax.agents.replay import Batch, make_replay
 from flax import struct
 
-from agents.base import Agent, whole_training
-from agents.dqn import chosen
-from agents.hyperparameters import SACConfig
-from agents.networks import ActorCritic, QValues, make_trunk
-from agents.off_policy import Learner, make_off_policy
-from agents.replay import Batch, make_replay
 from crystaljax.env import CrystalEnv, EnvParams
 
 
@@ -51,7 +51,8 @@ def alpha_loss(log_alpha: jax.Array, entropy: jax.Array, target: float) -> jax.A
 def make_sac(config: SACConfig, env: CrystalEnv, trunk: nn.Module | None = None) -> Agent:
     """Discrete SAC on an environment, one update at a time.
 
-    ``trunk`` is the network that reads observations, see :mod:`agents.networks`; by default the one that fits them.
+    ``trunk`` is the network that reads observations, see :mod:`crystaljax.agents.networks`; by default the one that
+    fits them.
     The actor and both critics have one each. The actor has a value too, which is not used, so that its parameters fit
     PPO's.
     """
@@ -116,5 +117,5 @@ def make_sac(config: SACConfig, env: CrystalEnv, trunk: nn.Module | None = None)
 
 
 def make_train(config: SACConfig, env: CrystalEnv, params: EnvParams, trunk: nn.Module | None = None) -> Callable:
-    """The whole training as one pure function, see :func:`agents.base.whole_training`."""
+    """The whole training as one pure function, see :func:`crystaljax.agents.base.whole_training`."""
     return whole_training(make_sac(config, env, trunk), config.updates, params)

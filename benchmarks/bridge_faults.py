@@ -7,7 +7,7 @@ user would, and compares with the run that nothing happened to:
 - *duplicates*: rows of the store with the same key;
 - *orphans*: processes that outlived the run, of workers and of the programs they ran, and scratch folders.
 
-    python benchmarks/bridge_faults.py [--kills 50] [--only kill_main ...]
+    python -m benchmarks bridge-faults [--kills 50] [--only kill_main ...]
 
 The last line of the output is one JSON object; the exit status is 1 unless all of it is zero.
 """
@@ -35,15 +35,16 @@ from pathlib import Path
 from unittest import mock
 
 import psutil
+from crystaljax.dft_bridge import Bridge, Limits, Request
+from crystaljax.dft_bridge.engines.base import EngineNotReady, Result
+from crystaljax.dft_bridge.store import Store, StoreError
+from crystaljax.dft_bridge.store.repair import repair
+from crystaljax.dft_bridge.store.schema import SCHEMA
+from crystaljax.dft_bridge.store.verify import Findings, verify
 
+import benchmarks
 from crystaljax import library
 from crystaljax.status import Status
-from dft_bridge import Bridge, Limits, Request
-from dft_bridge.engines.base import EngineNotReady, Result
-from dft_bridge.store import Store, StoreError
-from dft_bridge.store.repair import repair
-from dft_bridge.store.schema import SCHEMA
-from dft_bridge.store.verify import Findings, verify
 
 # An engine that workers can import.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -104,10 +105,15 @@ class Scene:
 
     def start(self, sleep: float, count: int = CRYSTALS, environment: dict[str, str] | None = None) -> subprocess.Popen:
         """Another process that evaluates crystals and notes every answer it is given; it has begun on return."""
-        command = [sys.executable, __file__, "--child", str(self.folder), str(sleep), str(count)]
+        command = benchmarks.command("bridge_faults", "--child", str(self.folder), str(sleep), str(count))
         environment = {**os.environ, "TMPDIR": str(self.scratch), **(environment or {})}
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True, stderr=subprocess.DEVNULL
+            command,
+            cwd=benchmarks.ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            stderr=subprocess.DEVNULL,
         )
         process.stdout.readline()
         return process

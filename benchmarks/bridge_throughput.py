@@ -7,7 +7,7 @@
 3. 100,000 requests in batches, a quarter of them distinct, for the same engine: the growth of the resident memory from
    the tenth part of them to the end.
 
-    python benchmarks/bridge_throughput.py [--requests 4096] [--workers 8] [--sleep 0.25] [--many 100000]
+    python -m benchmarks bridge-throughput [--requests 4096] [--workers 8] [--sleep 0.25] [--many 100000]
 
 The last line of the output is one JSON object.
 """
@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from crystaljax.dft_bridge import Bridge, Request
 
 from crystaljax import library
-from dft_bridge import Bridge, Request
 
 # An engine that workers can import: pickled by value, as things of __main__ are, it would cost more than the bridge.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -1,6 +1,6 @@
 """Other people's training code on our environment: jaxnasium and rejax PPO on ``Density-C1-v0``.
 
-``python benchmarks/clients.py`` (needs ``pip install 'crystaljax[benchmark]'``). jaxnasium makes the environment
+``python -m benchmarks clients`` (needs ``pip install 'crystaljax[benchmark]'``). jaxnasium makes the environment
 through gymnax' registry, without an adapter; rejax takes the five-tuple adapter. The evaluator is the density of the
 unrelaxed cell, so no DFT runs. Reported is the mean reward of sampled episodes after training, over the best reward
 that any labeling reaches (found by trying every composition). The last line is one JSON object.

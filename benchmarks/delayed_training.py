@@ -1,6 +1,6 @@
 """What acting on while crystals wait for their reward gains in time, and costs in what is learned.
 
-    python benchmarks/delayed_training.py [--agents ppo dqn rainbow sac] [--seeds 10 20 30] [--delayed 32]
+    python -m benchmarks delayed-training [--agents ppo dqn rainbow sac] [--seeds 10 20 30] [--delayed 32]
         [--episodes 960] [--workers 8] [--sleep 0.2]
 
 ``Density-C1-v0`` (five decisions) for an engine that sleeps and then says the density of the unrelaxed cell, on worker
@@ -27,14 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig
+from crystaljax.agents.runner import train
+from crystaljax.dft_bridge import Bridge
+from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.checks import density_of, to_atoms
 
-from agents.config import RunConfig
-from agents.hyperparameters import ALGORITHMS, AlgorithmConfig
-from agents.runner import train
 from crystaljax.status import Status
-from dft_bridge import Bridge
-from dft_bridge.engines.base import Crystal, Result
-from dft_bridge.engines.checks import density_of, to_atoms
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fake_engines import FakeEngine  # noqa: E402

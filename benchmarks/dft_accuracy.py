@@ -1,6 +1,6 @@
 """How far the planewave engine is from pw.x on identical pseudopotential files, cut-offs and k-points.
 
-    python benchmarks/dft_accuracy.py [--cache ~/.cache/crystaljax/pwx] [--names NaCl MgO ...] [--short]
+    python -m benchmarks dft-accuracy [--cache ~/.cache/crystaljax/pwx] [--names NaCl MgO ...] [--short]
 
 Needs pw.x (Debian package ``quantum-espresso``) unless its results are in the cache. The crystals are those of
 ``dft_cases.py``: energy, gap and stress of all of them, bulk moduli and relaxed volumes of some. The pseudopotentials
@@ -21,16 +21,16 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
-from dft_cases import COMPRESSION, RELAXATIONS, STATE_EQUATIONS, VOLUMES, Case, cases
-from pwx import run
+from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
+from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
+from crystaljax.dft_bridge.planewave.properties import PRESSURE_UNIT, energies_of_volumes, relax
+from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
+from crystaljax.dft_bridge.planewave.relaxation import symmetrise
+from crystaljax.dft_bridge.planewave.scf import ScfSettings
+from crystaljax.dft_bridge.planewave.solver import derivatives
 
-from dft_bridge.engines.equation_of_state import fit_murnaghan
-from dft_bridge.planewave.kinds import Kind, Workbench
-from dft_bridge.planewave.properties import PRESSURE_UNIT, energies_of_volumes, relax
-from dft_bridge.planewave.pseudopotentials import shipped
-from dft_bridge.planewave.relaxation import symmetrise
-from dft_bridge.planewave.scf import ScfSettings
-from dft_bridge.planewave.solver import derivatives
+from benchmarks.dft_cases import COMPRESSION, RELAXATIONS, STATE_EQUATIONS, VOLUMES, Case, cases
+from benchmarks.pwx import run
 
 SHORT = ("Si", "NaCl", "MgO", "Al", "C1-KMgF3", "C1-MnSiFHC")
 """What a quick run compares; equation of state and relaxation of Si only."""

@@ -1,6 +1,6 @@
 """PPO, DQN, Rainbow and SAC on real DFT rewards, one results store, each run interrupted and resumed.
 
-    python benchmarks/dft_agents.py [--agents ppo dqn rainbow sac random ga] [--task BandGap-C2-v0] [--seeds 0]
+    python -m benchmarks dft-agents [--agents ppo dqn rainbow sac random ga] [--task BandGap-C2-v0] [--seeds 0]
         [--calculations 220] [--folder runs/dft-agents] [--store FILE] [--workers N] [--engine-option NAME=VALUE]
 
 Every agent trains through the command line until it has spent its calculations (or its episodes); halfway it gets
@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from main_job import summary
+from crystaljax.agents import metrics
+from crystaljax.agents.ledger import Episode
+from crystaljax.agents.runs import read_all
 
-from agents import metrics
-from agents.ledger import Episode
-from agents.runs import read_all
+from benchmarks.main_job import summary
 
 EPISODES, LANES = 960, 16
 REPLAY = "--learning-rate 1e-3 --start 320 --train-every 2".split()

@@ -1,6 +1,6 @@
 """The crystals on which plane-wave codes are compared, and their reference calculations with ``pw.x``.
 
-    python benchmarks/dft_cases.py --run-references --cache ~/.cache/crystaljax/pwx --out references.json
+    python -m benchmarks dft-cases --run-references --cache ~/.cache/crystaljax/pwx --out references.json
 
 calculates energy, bands and stress of every crystal at its given cell, the energies of some at five volumes, and
 relaxes a few, one ``pw.x`` process at a time. Finished calculations are cached, so a second run costs nothing. It
@@ -25,10 +25,10 @@ import numpy as np
 import spglib
 from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
-from pwx import SYMPREC, PwxError, PwxJob, PwxResult, electrons, oriented, run, upf_folder
+from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 
+from benchmarks.pwx import SYMPREC, PwxError, PwxJob, PwxResult, electrons, oriented, run, upf_folder
 from crystaljax import library
-from dft_bridge.engines.equation_of_state import fit_murnaghan
 
 CUTOFF = 40.0
 """Ha."""

@@ -1,6 +1,6 @@
 """What the ``fast`` preset of the planewave engine costs in accuracy: its error against ``crystalgym``, per property.
 
-    python benchmarks/dft_presets.py [--properties band_gap ...] [--count 30] [--seed 0] [--vocabulary small]
+    python -m benchmarks dft-presets [--properties band_gap ...] [--count 30] [--seed 0] [--vocabulary small]
         [--salts] [--special-points] [--store FILE] [--workers N]
 
 The crystals are random: three elements of a vocabulary (the small one is what tasks use unless told otherwise) as A, B
@@ -25,14 +25,14 @@ from pathlib import Path
 
 import numpy as np
 from ase.data import atomic_numbers
+from crystaljax.dft_bridge import Request, Store, open_bridge
+from crystaljax.dft_bridge.engines.base import PROPERTIES
+from crystaljax.dft_bridge.engines.checks import symbols_of
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 
 from crystaljax import library
 from crystaljax.elements import VOCABULARIES
 from crystaljax.status import Status
-from dft_bridge import Request, Store, open_bridge
-from dft_bridge.engines.base import PROPERTIES
-from dft_bridge.engines.checks import symbols_of
-from dft_bridge.engines.planewave import PlanewaveEngine
 
 REFERENCE = "crystalgym"
 SALTS = ("Li Na K Rb".split(), "Be Mg Ca Sr".split(), "H F Cl Br".split())

@@ -1,6 +1,6 @@
 """Does the planewave engine converge whatever it is given? Random elements on all seven skeletons of the benchmark.
 
-    python benchmarks/dft_robustness.py [--count 300] [--seed 0] [--processes N]
+    python -m benchmarks dft-robustness [--count 300] [--seed 0] [--processes N]
 
 Every site of C1 ... C7 gets a random element of the medium vocabulary, at the skeleton's own cell, however little the
 elements like each other there: most are metals under pressure or stretched. One smeared SCF each with the settings of
@@ -20,12 +20,12 @@ from collections import Counter
 import loky
 import numpy as np
 from ase.data import atomic_numbers
+from crystaljax.dft_bridge.engines.base import Crystal
+from crystaljax.dft_bridge.engines.checks import symbols_of
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 
 from crystaljax import library
 from crystaljax.elements import MEDIUM
-from dft_bridge.engines.base import Crystal
-from dft_bridge.engines.checks import symbols_of
-from dft_bridge.engines.planewave import PlanewaveEngine
 
 ENGINE = PlanewaveEngine.preset("fast", density_cutoff=20.0, density_kppa=20.0)
 LANES = 4
@@ -67,9 +67,8 @@ def assignments(count: int, seed: int) -> dict[str, list[Crystal]]:
 def run(skeleton: str, crystals: list[Crystal]) -> list[Outcome]:
     """All crystals of one program, in a worker."""
     import jax
-
-    from dft_bridge.planewave.kinds import Workbench
-    from dft_bridge.planewave.solver import energies
+    from crystaljax.dft_bridge.planewave.kinds import Workbench
+    from crystaljax.dft_bridge.planewave.solver import energies
 
     outcomes, refused = [], {}
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):

@@ -1,6 +1,6 @@
 """How fast the planewave engine is: CPU seconds per SCF on one core against pw.x, or crystals per second on a GPU.
 
-    python benchmarks/dft_speed.py [--names NaCl ...] [--batches 1 8] [--repeats 3]
+    python -m benchmarks dft-speed [--names NaCl ...] [--batches 1 8] [--repeats 3]
 
 On a CPU: six crystals of ``dft_cases.py`` (two and five sites, insulators and metals, and three skeletons of the
 benchmark), in batches of 1 and of 8 copies, each in a process of its own on one core. pw.x (Debian package
@@ -24,23 +24,23 @@ import math
 import os
 import resource
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-from dft_accuracy import kind as kind_of
-from dft_cases import Case, cases
-from pwx import PwxJob, run
+from crystaljax.dft_bridge.planewave import solver as solver_module
+from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench, bytes_of_crystal
+from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
+from crystaljax.dft_bridge.planewave.scf import ScfSettings
+from crystaljax.dft_bridge.planewave.solver import Solver, energies
 
+import benchmarks
+from benchmarks.dft_accuracy import kind as kind_of
+from benchmarks.dft_cases import Case, cases
+from benchmarks.pwx import PwxJob, run
 from crystaljax.elements import MEDIUM
-from dft_bridge.planewave import solver as solver_module
-from dft_bridge.planewave.kinds import Kind, Workbench, bytes_of_crystal
-from dft_bridge.planewave.pseudopotentials import shipped
-from dft_bridge.planewave.scf import ScfSettings
-from dft_bridge.planewave.solver import Solver, energies
 
 CASES = ("NaCl", "C1-KMgF3", "C1-MnSiFHC", "C5-AlMnCu2", "C6-Na3P", "C3-Al6SiGe")
 TOLERANCE = 1e-8
@@ -97,9 +97,9 @@ def timed_pwx(job: PwxJob) -> float:
 
 def alone(name: str, batch: int, repeats: int) -> dict:
     """:func:`our_runs` in a process on one core, whose peak memory is that of this case."""
-    command = [sys.executable, __file__, "--one", name, "--batches", str(batch), "--repeats", str(repeats)]
+    started = benchmarks.command("dft_speed", "--one", name, "--batches", str(batch), "--repeats", str(repeats))
     environment = {**os.environ, **_ONE_THREAD, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(started, cwd=benchmarks.ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,6 +1,6 @@
 """A second witness: the planewave engine against ABINIT on three crystals of ``dft_cases.py``.
 
-    python benchmarks/dft_witness.py [--names NaCl C1-KMgF3 C1-MnSiFHC] [--inputs FOLDER]
+    python -m benchmarks dft-witness [--names NaCl C1-KMgF3 C1-MnSiFHC] [--inputs FOLDER]
 
 Needs ABINIT (Debian package ``abinit``), and pw.x unless ``--cache`` has its results. ABINIT 9 reads no UPF version 2,
 so the UPF files are rewritten as psp8, with the same radial mesh and the same numbers (the model core's derivatives,
@@ -22,15 +22,15 @@ import jax
 import numpy as np
 from ase.data import atomic_numbers
 from ase.units import Bohr, Hartree
-from dft_accuracy import kind
-from dft_cases import Case, cases
-from pwx import run, upf_folder
+from crystaljax.dft_bridge.planewave.kinds import Workbench
+from crystaljax.dft_bridge.planewave.pseudofile import PseudoFile, read_pseudopotential
+from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
+from crystaljax.dft_bridge.planewave.solver import energies
 from scipy.interpolate import make_interp_spline
 
-from dft_bridge.planewave.kinds import Workbench
-from dft_bridge.planewave.pseudofile import PseudoFile, read_pseudopotential
-from dft_bridge.planewave.pseudopotentials import shipped
-from dft_bridge.planewave.solver import energies
+from benchmarks.dft_accuracy import kind
+from benchmarks.dft_cases import Case, cases
+from benchmarks.pwx import run, upf_folder
 
 NAMES = ("NaCl", "C1-KMgF3", "C1-MnSiFHC")
 POINTS = 1001  # of the radial mesh, to 10 bohr: pw.x integrates no further either

@@ -1,6 +1,6 @@
 """Environment steps per CPU second, beside gymnax CartPole in the same run.
 
-``python benchmarks/env_throughput.py`` runs a random policy with auto-reset for CrystalJAX's C1 (flat and graph
+``python -m benchmarks env-throughput`` runs a random policy with auto-reset for CrystalJAX's C1 (flat and graph
 observation) and CartPole, at several batch sizes, on one CPU core. Every leaf of every observation is consumed (summed
 into the result). Times are CPU seconds of the process, so a busy machine does not change them. The repetitions of the
 environments are interleaved and the best of each is kept.

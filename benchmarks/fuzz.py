@@ -3,7 +3,7 @@
 Each must be refused with a clear error or give a right result; no other exception may come out, and no file may be left
 behind. What is tried, and what counts as clear, is in ``tests/fuzzing.py``. Inputs follow from the seed.
 
-    python benchmarks/fuzz.py [--inputs 10000] [--seed 0] [--doors cif ...]
+    python -m benchmarks fuzz [--inputs 10000] [--seed 0] [--doors cif ...]
 
 The last line of the output is one JSON object. An input that fails is printed, in its smallest form, and the exit
 status is 1.

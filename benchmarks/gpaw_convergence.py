@@ -1,6 +1,6 @@
 """Convergence of the ``gpaw`` engine: the measurements behind its presets' cut-offs.
 
-    python benchmarks/gpaw_convergence.py --out benchmarks/results/gpaw_convergence.md
+    python -m benchmarks gpaw-convergence --out benchmarks/results/gpaw_convergence.md
 
 Three tables: gap and bulk modulus against the cut-off, the energy of single elements against the cut-off (which of
 them are hard), and the presets ``fast`` against ``standard`` on perovskites. One process, one core; the last line
@@ -23,9 +23,8 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
-
-from dft_bridge.engines.base import Crystal, Result
-from dft_bridge.engines.gpaw import GpawEngine, kpoint_mesh
+from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.gpaw import GpawEngine, kpoint_mesh
 
 CUTOFFS = (400.0, 600.0, 800.0, 1000.0)
 HARD_CUTOFFS = (1200.0, 1500.0)
@@ -181,7 +180,7 @@ def report(results: dict) -> str:
     meshes = {p: kpoint_mesh(np.eye(3) * 4.0, 5, GpawEngine.preset(p).band_gap_kppa) for p in _PRESETS}
     return f"""# Convergence of the gpaw engine
 
-Written by `python benchmarks/gpaw_convergence.py --out benchmarks/results/gpaw_convergence.md` in
+Written by `python -m benchmarks gpaw-convergence --out benchmarks/results/gpaw_convergence.md` in
 {results["cpu_seconds"]:.0f} CPU seconds, one core of {platform.machine()}, Python {platform.python_version()},
 GPAW {gpaw.__version__}, gpaw-data {data_version}, ASE {ase.__version__}, NumPy {np.__version__}.
 

@@ -4,7 +4,7 @@ A random policy on registered tasks at batch 1,024, through the real worker proc
 that answers at once. All wall time inside the host call then is the bridge's: duplicates, keys, look-ups, the way to
 the workers and back, durable writes. Then the same episodes once more with a new bridge on the filled store.
 
-    python benchmarks/host_calls.py [--episodes 4096] [--batch 1024] [--workers N] [--tasks BandGap-C1-v0 ...]
+    python -m benchmarks host-calls [--episodes 4096] [--batch 1024] [--workers N] [--tasks BandGap-C1-v0 ...]
 
 The last line of the output is one JSON object; ``ms_per_distinct`` and ``host_calls_per_1000_episodes`` are those of
 the worst task.
@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from crystaljax.dft_bridge import Bridge, Request
 
 import crystaljax
-from dft_bridge import Bridge, Request
 
 # An engine that workers can import: pickled by value, as things of __main__ are, it would cost more than the bridge.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

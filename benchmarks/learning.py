@@ -1,6 +1,6 @@
 """What learning is worth: every algorithm against random search, by the best reward after so many distinct evaluations.
 
-``python benchmarks/learning.py`` (``--quick`` for fewer seeds and a smaller budget; needs
+``python -m benchmarks learning`` (``--quick`` for fewer seeds and a smaller budget; needs
 ``pip install 'crystaljax[benchmark]'``). The cost of a crystal is its calculation, so the horizontal axis counts
 *distinct* crystals, up to symmetry, that need one: a crystal that comes again costs nothing, and neither does one that
 an engine refuses beforehand (an odd number of electrons where the occupations are fixed). The *area* is the mean of the
@@ -13,7 +13,7 @@ chosen by the areas of the tuning seeds (``--tuning`` runs these, and writes no 
 seeds, which had no part in any choice. Targets are chosen such that good crystals are rare (the table says how rare),
 or random search would leave nothing to be found.
 
-Numbers are interquartile means over seeds, intervals those of :func:`agents.metrics.interval`. Writes
+Numbers are interquartile means over seeds, intervals those of :func:`crystaljax.agents.metrics.interval`. Writes
 ``benchmarks/results/learning.md`` and a picture for each task. The last line is one JSON object;
 ``area_ratio_to_random`` above 1 means more than random search, geometric mean over the tasks.
 """
@@ -38,13 +38,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.agents import hyperparameters as settings
+from crystaljax.agents.base import Records, whole_training
+from crystaljax.agents.designs import evaluate, random_designs
+from crystaljax.agents.ledger import REFUSED
+from crystaljax.agents.metrics import interquartile_mean, interval
+from crystaljax.agents.runner import MAKERS
 
-from agents import hyperparameters as settings
-from agents.base import Records, whole_training
-from agents.designs import evaluate, random_designs
-from agents.ledger import REFUSED
-from agents.metrics import interquartile_mean, interval
-from agents.runner import MAKERS
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.symmetry import canonical_numbers
 from crystaljax.tasks import make
@@ -319,7 +319,7 @@ def compare(
 
 def preamble(version: Version) -> list[str]:
     """The lines of the report before the tasks."""
-    command = "python benchmarks/learning.py" + " --quick" * (version is Version.QUICK)
+    command = "python -m benchmarks learning" + " --quick" * (version is Version.QUICK)
     return [
         "# Learning against random search: interquartile means over seeds",
         "",

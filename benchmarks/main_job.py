@@ -1,6 +1,6 @@
 """Does the README's main job learn? PPO against random search on real DFT rewards, at equal numbers of calculations.
 
-``python benchmarks/main_job.py`` runs the README's training (task, engine, hyperparameters) and a random search, for
+``python -m benchmarks main-job`` runs the README's training (task, engine, hyperparameters) and a random search, for
 each seed, on one results store, so a second run recomputes nothing. All comparisons are at the same number of
 *distinct crystals calculated*: crystals refused without a calculation (an odd number of electrons) cost nothing, and
 repeated ones neither.
@@ -20,14 +20,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-
-from agents import metrics
-from agents.config import RunConfig
-from agents.hyperparameters import PPOConfig, RandomConfig
-from agents.ledger import Episode
-from agents.runner import train
-from agents.runs import read_all
-from dft_bridge import open_bridge
+from crystaljax.agents import metrics
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import PPOConfig, RandomConfig
+from crystaljax.agents.ledger import Episode
+from crystaljax.agents.runner import train
+from crystaljax.agents.runs import read_all
+from crystaljax.dft_bridge import open_bridge
 
 MAIN_JOB = RunConfig(
     task="BandGap-PerovskiteABX3-v0",

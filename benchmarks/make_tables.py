@@ -1,6 +1,6 @@
 """Makes a table of results: every crystal of a prototype over the small vocabulary, by the planewave engine.
 
-    python -m benchmarks.make_tables rocksalt [zincblende cscl fluorite perovskite]
+    python -m benchmarks make-tables rocksalt [zincblende cscl fluorite perovskite]
         [--properties band_gap total_energy density bulk_modulus] [--preset fast] [--store FILE] [--workers N]
         [--out FOLDER]
 
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from crystaljax.dft_bridge import Bridge, Request, open_bridge
+from crystaljax.dft_bridge.engines.base import Result
 
 from crystaljax import library, tables
 from crystaljax.elements import SMALL
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
-from dft_bridge import Bridge, Request, open_bridge
-from dft_bridge.engines.base import Result
 
 PROTOTYPES = {
     "rocksalt": "RocksaltAB",

@@ -1,6 +1,6 @@
 """Plane-wave cut-off of every element of the shipped pseudopotentials, measured; writes the table the presets use.
 
-    python benchmarks/planewave_convergence.py [--elements Na Cl ...] [--write]
+    python -m benchmarks planewave-convergence [--elements Na Cl ...] [--write]
 
 Each element is put on one face-centred cubic lattice (a = 4.2 Å, 18.5 Å^3 per atom, smeared occupations), so that all
 elements share their plane waves. Convergence with the cut-off is a matter of the atoms: the errors of a crystal are
@@ -23,12 +23,11 @@ import re
 import jax
 import numpy as np
 from ase.units import GPa, Hartree
-
-from dft_bridge.engines.planewave import CUTOFF_FILE
-from dft_bridge.planewave.kinds import Kind, Workbench
-from dft_bridge.planewave.pseudopotentials import shipped
-from dft_bridge.planewave.scf import ScfSettings
-from dft_bridge.planewave.solver import energies
+from crystaljax.dft_bridge.engines.planewave import CUTOFF_FILE
+from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
+from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
+from crystaljax.dft_bridge.planewave.scf import ScfSettings
+from crystaljax.dft_bridge.planewave.solver import energies
 
 LATTICE = 4.2  # Å
 SCALES = (0.98, 1.0, 1.02)
@@ -115,7 +114,7 @@ def main() -> None:
         }
         print(f"{symbol:2} {errors[symbol]['modulus_gpa']} {errors[symbol]['bands_mev']}", flush=True)
     if arguments.write:
-        about = "python benchmarks/planewave_convergence.py --write"
+        about = "python -m benchmarks planewave-convergence --write"
         content = {"made_by": about, "measured_at_ha": list(CUTOFFS), "reference_ha": REFERENCE}
         text = json.dumps({**content, "cutoffs": tables, "errors": errors}, indent=1)
         on_one_line = re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), text)

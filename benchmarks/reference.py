@@ -1,6 +1,6 @@
 """The published environment (CrystalGym, PyTorch and DGL) beside ours, DFT left out of both, on one CPU core.
 
-    python benchmarks/reference.py --python ~/crystalgym/bin/python [--seconds 1] [--repetitions 10]
+    python -m benchmarks reference --python ~/crystalgym/bin/python [--seconds 1] [--repetitions 10]
 
 CrystalGym is installed by you, from https://github.com/chandar-lab/crystal-gym (the version measured is d4191966), into
 an environment of its own (it wants gymnasium 0.28 and torch 2.4, we want newer ones)::
@@ -70,7 +70,7 @@ BESIDE = {
 """What of theirs each of ours is compared with."""
 MISSING = """CrystalGym cannot be imported by {python}:
   {reason}
-Install it as `python benchmarks/reference.py --help` says, and name its interpreter with --python."""
+Install it as `python -m benchmarks reference --help` says, and name its interpreter with --python."""
 
 
 def rates(works: dict[str, Callable[[], int]], seconds: float, repetitions: int) -> dict[str, list[float]]:
@@ -147,10 +147,10 @@ def theirs(csv: str, seconds: float, repetitions: int) -> dict[str, Any]:
 def ours(seconds: float, repetitions: int) -> dict[str, Any]:
     """Rates of CrystalJAX on the same crystal, and the sizes of its networks by name."""
     import jax
+    from crystaljax.agents.networks import QValues, count_parameters, make_trunk
     from env_throughput import build
 
     import crystaljax
-    from agents.networks import QValues, count_parameters, make_trunk
     from crystaljax.adapters import GymnasiumEnv
 
     nothing = crystaljax.FunctionEvaluator(lambda numbers, skeleton: jax.numpy.float32(1.0), "constant")

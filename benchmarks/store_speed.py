@@ -1,6 +1,6 @@
 """Speed of the results store.
 
-    python benchmarks/store_speed.py [--results 100000] [--keys 10000] [--store FILE|URL]
+    python -m benchmarks store-speed [--results 100000] [--keys 10000] [--store FILE|URL]
 
 Fills an empty store with made-up results of real crystals (perovskites, 50 elements) under the fingerprint of a real
 engine, then measures opening it (a new ``Store``, checked and written to), the lookup of many keys at once (median of
@@ -20,16 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from crystaljax.dft_bridge.engines.base import Result
+from crystaljax.dft_bridge.engines.registry import make_engine
+from crystaljax.dft_bridge.keys import Keys, Request
+from crystaljax.dft_bridge.store import Record, Store
+from crystaljax.dft_bridge.store.query import tally
+from crystaljax.dft_bridge.store.verify import verify
 
 from crystaljax import library
 from crystaljax.elements import LARGE
 from crystaljax.status import Status
-from dft_bridge.engines.base import Result
-from dft_bridge.engines.registry import make_engine
-from dft_bridge.keys import Keys, Request
-from dft_bridge.store import Record, Store
-from dft_bridge.store.query import tally
-from dft_bridge.store.verify import verify
 
 PROPERTY = "band_gap"
 REPETITIONS = 9

@@ -1,6 +1,6 @@
 """PPO on a task with an exact table: the whole training is one compiled program that never calls the host.
 
-    python benchmarks/table_env.py [--task BandGap-Rocksalt-Table-v0] [--seeds 20] [--updates 100]
+    python -m benchmarks table-env [--task BandGap-Rocksalt-Table-v0] [--seeds 20] [--updates 100]
 
 Two questions. *How fast*: 4,096 lanes, every seed a run of one compiled program; steps of the environment per second,
 learning included, of the fastest run (so that a busy machine changes it little) and per CPU second of the median one;
@@ -23,13 +23,13 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from table_report import probabilities, random_search, rewards
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.evaluation import make_designer
+from crystaljax.agents.hyperparameters import PPOConfig
+from crystaljax.agents.ppo import make_ppo, make_train
 
 import crystaljax
-from agents.base import Agent, Records
-from agents.evaluation import make_designer
-from agents.hyperparameters import PPOConfig
-from agents.ppo import make_ppo, make_train
+from benchmarks.table_report import probabilities, random_search, rewards
 from crystaljax import tables
 from crystaljax.evaluators import Problem, shipped_table
 

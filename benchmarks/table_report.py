@@ -1,6 +1,6 @@
 """How hard each task with a table is, exactly, and a picture of its landscape.
 
-    python benchmarks/table_report.py [--tolerance 0.01] [--pictures benchmarks/results/tables]
+    python -m benchmarks table-report [--tolerance 0.01] [--pictures benchmarks/results/tables]
 
 For every shipped table that has a reward, at its default target: how rewards are distributed over the assignments of
 elements to orbits (what a random policy earns), how many crystals failed and why, how many are within the tolerance of

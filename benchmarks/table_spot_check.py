@@ -1,6 +1,6 @@
 """Recalculates a share of every shipped table with pw.x, on identical pseudopotentials, cut-offs and k-points.
 
-    python benchmarks/table_spot_check.py [NAME ...] [--share 0.02] [--seed 0] [--cache ~/.cache/crystaljax/pwx]
+    python -m benchmarks table-spot-check [NAME ...] [--share 0.02] [--seed 0] [--cache ~/.cache/crystaljax/pwx]
 
 Needs pw.x (Debian package ``quantum-espresso``) unless its results are in the cache. Entries are drawn at random among
 those with a value; of densities among the cells whose relaxation came to its end, as the others stop after a few steps
@@ -23,15 +23,15 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
-from dft_cases import bands
-from pwx import PwxJob, PwxResult, electrons, oriented, run
+from crystaljax.dft_bridge.engines.checks import density_of
+from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
+from crystaljax.dft_bridge.planewave.kpoints import find_symmetry, mesh_points, reduce_points, special_points
 
+from benchmarks.dft_cases import bands
+from benchmarks.pwx import PwxJob, PwxResult, electrons, oriented, run
 from crystaljax import tables
 from crystaljax.status import Status
 from crystaljax.tables import Entry, Table
-from dft_bridge.engines.checks import density_of
-from dft_bridge.engines.equation_of_state import fit_murnaghan
-from dft_bridge.planewave.kpoints import find_symmetry, mesh_points, reduce_points, special_points
 
 UNITS = {"band_gap": "meV", "total_energy": "meV/atom", "bulk_modulus": "%", "density": "%"}
 """Of a deviation."""

@@ -1,6 +1,6 @@
 """How fast everything is on this machine: one Markdown table and its plots.
 
-    python benchmarks/throughput.py [--quick] [--sections environment devices ...] [--out benchmarks/results]
+    python -m benchmarks throughput [--quick] [--sections environment devices ...] [--out benchmarks/results]
 
 Environment (batch by batch), several devices, gate and bridge, DFT and training are measured one after the other, each
 in a process of its own, on whatever JAX finds: a CPU, a GPU, a TPU, or several. ``JAX_PLATFORMS=cpu`` chooses the CPU
@@ -34,7 +34,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-HERE = Path(__file__).resolve().parent
+import benchmarks
+
 ONE_CORE = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "OMP_NUM_THREADS": "1",
@@ -177,9 +178,9 @@ def devices(quick: bool) -> list[Row]:
 def bridge(quick: bool) -> list[Row]:
     """Gate and bridge, with engines that cost nothing."""
     some = ["--episodes", "1024", "--batch", "256", "--workers", "2", "--tasks", "BandGap-C1-v0"] if quick else []
-    calls = child(None, *some, script="host_calls.py")
+    calls = child(None, *some, benchmark="host_calls")
     some = ["--requests", "512", "--workers", "2", "--sleep", "0.05", "--many", "8192"] if quick else []
-    flow = child(None, *some, script="bridge_throughput.py")
+    flow = child(None, *some, benchmark="bridge_throughput")
     setting = "batch 256" if quick else "batch 1,024"
     return [
         Row("gate", "host calls", setting, calls["host_calls_per_1000_episodes"], "per 1,000 episodes"),
@@ -193,10 +194,10 @@ def dft(quick: bool) -> list[Row]:
     """Band gaps of random perovskites by the planewave engine; on a CPU with pw.x, its SCFs beside ours too."""
     import jax
     import numpy as np
+    from crystaljax.dft_bridge import Request, open_bridge
 
     from crystaljax import library
     from crystaljax.elements import get_vocabulary
-    from dft_bridge import Request, open_bridge
 
     on_cpu = jax.default_backend() == "cpu"
     numbers, perovskite = get_vocabulary("small").numbers[:-1], library.perovskite()
@@ -216,7 +217,7 @@ def dft(quick: bool) -> list[Row]:
     seconds = (after.core_seconds - before.core_seconds) / calls
     rows = [Row("DFT", what, f"{calls} crystals", seconds, "core-seconds each")]
     if shutil.which("pw.x") and not quick:
-        ratio = child(None, script="dft_speed.py")["median_ratio_to_pwx"]
+        ratio = child(None, benchmark="dft_speed")["median_ratio_to_pwx"]
         rows.append(Row("DFT", "SCF, CPU time, median of six crystals", "batches 1 and 8", ratio, "of pw.x"))
     return rows
 
@@ -273,10 +274,10 @@ def cpu_model() -> str:
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
-def child(settings: dict[str, str] | None, *arguments: str, script: str = Path(__file__).name) -> Any:
-    """What a script of this folder says in its last line; raises ``CalledProcessError`` if it fails."""
-    command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, env=settings, stdout=subprocess.PIPE, text=True, check=True)
+def child(settings: dict[str, str] | None, *arguments: str, benchmark: str = "throughput") -> Any:
+    """What a benchmark says in its last line; raises ``CalledProcessError`` if it fails."""
+    started = benchmarks.command(benchmark, *arguments)
+    done = subprocess.run(started, cwd=benchmarks.ROOT, env=settings, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -320,7 +321,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--sections", nargs="+", choices=tuple(SECTIONS), default=list(SECTIONS))
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table and plots")
+    parser.add_argument(
+        "--out", type=Path, default=benchmarks.ROOT / "benchmarks" / "results", help="folder of table and plots"
+    )
     parser.add_argument("--one", choices=(*SECTIONS, "machine"), help=argparse.SUPPRESS)
     parser.add_argument("--on-devices", nargs=4, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -352,7 +355,7 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"throughput_{facts['kind']}"
     drawn = draw(rows, options.out / f"{name}.png")
-    command = " ".join(["python benchmarks/throughput.py", *quick, *chosen])
+    command = " ".join(["python -m benchmarks throughput", *quick, *chosen])
     text = markdown(facts, rows, failed, command, f"{name}.png" if drawn else "")
     (options.out / f"{name}.md").write_text(text)
     print(text)

@@ -1,6 +1,6 @@
 """Training steps per CPU second of our PPO, beside rejax' PPO on the same environment in the same run.
 
-``python benchmarks/train_speed.py`` (needs ``pip install 'crystaljax[benchmark]'``). The environment is the perovskite
+``python -m benchmarks train-speed`` (needs ``pip install 'crystaljax[benchmark]'``). The environment is the perovskite
 task with rewards gathered from a table, on the device; rejax takes it through the five-tuple adapter. Both train the
 same two-layer tanh MLPs for policy and value, with equal lanes, steps, minibatches and epochs, on one core, compiled
 as a whole; rejax' evaluation is switched off. Times are CPU seconds of the process, so that a busy machine does not
@@ -29,10 +29,10 @@ from importlib import metadata
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.agents.hyperparameters import PPOConfig
+from crystaljax.agents.ppo import make_train
 
 import crystaljax
-from agents.hyperparameters import PPOConfig
-from agents.ppo import make_train
 from crystaljax.adapters import FiveTupleEnv
 from crystaljax.elements import get_vocabulary
 

@@ -1,6 +1,6 @@
 """What carries over: pre-trained weights as the first policy, and a policy of mixed crystals where it never trained.
 
-``python benchmarks/transfer.py`` (``--quick`` for fewer seeds and smaller budgets; needs
+``python -m benchmarks transfer`` (``--quick`` for fewer seeds and smaller budgets; needs
 ``pip install 'crystaljax[agents]'``). Two questions, both with PPO:
 
 *Substitution.* Episodes begin with random elements, which the policy replaces one by one. CHGNet as the policy begins
@@ -19,7 +19,7 @@ the one with the highest sum of the areas over both networks and the first two t
 for each network alone, which is the same for the random weights; for mixed crystals the one with the highest reward on
 the crystals trained on. No other setting was varied. What is reported is of other seeds.
 
-Numbers are interquartile means over seeds, intervals those of :func:`agents.metrics.interval`. Writes
+Numbers are interquartile means over seeds, intervals those of :func:`crystaljax.agents.metrics.interval`. Writes
 ``benchmarks/results/transfer.md`` and two pictures. The last line is one JSON object.
 """
 
@@ -38,15 +38,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from learning import RANDOM, RESULTS, Outcome, Trial, Version, best_so_far, kept, rarity, run, spanned, table
+from crystaljax.agents.base import whole_training
+from crystaljax.agents.designs import Designs, evaluate, random_designs
+from crystaljax.agents.evaluation import make_designer
+from crystaljax.agents.hyperparameters import PPOConfig
+from crystaljax.agents.metrics import interquartile_mean, interval
+from crystaljax.agents.networks import make_trunk
+from crystaljax.agents.ppo import make_ppo
 
-from agents.base import whole_training
-from agents.designs import Designs, evaluate, random_designs
-from agents.evaluation import make_designer
-from agents.hyperparameters import PPOConfig
-from agents.metrics import interquartile_mean, interval
-from agents.networks import make_trunk
-from agents.ppo import make_ppo
+from benchmarks.learning import RANDOM, RESULTS, Outcome, Trial, Version, best_so_far, kept, rarity, run, spanned, table
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.tasks import make
 
@@ -338,7 +338,7 @@ def main() -> None:
     report = [
         "# What carries over: pre-trained weights, and a policy of mixed crystals",
         "",
-        f"`python benchmarks/transfer.py{' --quick' * quick}`. Settings are in the script, as is what was tried: "
+        f"`python -m benchmarks transfer{' --quick' * quick}`. Settings are in the script, as is what was tried: "
         f"learning rates {', '.join(f'{rate:g}' for rate in RATES)}, with other seeds than those here, "
         f"{spanned(Version.TUNING.seeds[: MOST_SEEDS[Version.TUNING]])}. Both networks have "
         f"{FINE_TUNING.learning_rate:g}, the best over both and of random weights alone; *its own rate* is "

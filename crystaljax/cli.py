@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from crystaljax import cli_store
 
 if TYPE_CHECKING:
-    from agents.config import RunConfig
+    from crystaljax.agents.config import RunConfig
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(_parser().parse_args(arguments))
     command, traceback = given.pop("command"), given.pop("traceback")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for package in ("agents", "crystaljax", "dft_bridge"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    logging.getLogger("crystaljax").setLevel(logging.INFO)
     try:
         return command(**given) or 0
     except KeyboardInterrupt:
@@ -127,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_train(commands: Any) -> None:
-    from agents import config as configs
-    from agents.hyperparameters import ALGORITHMS
+    from crystaljax.agents import config as configs
+    from crystaljax.agents.hyperparameters import ALGORITHMS
     from crystaljax.tasks import MODES, PREFIXES
 
     train = commands.add_parser(
@@ -224,13 +223,13 @@ def _add_evaluate(commands: Any) -> None:
 def _open_evaluator(config: RunConfig) -> Iterator[Evaluator]:
     """The bridge to a DFT engine, closed at the end, or an on-device evaluator."""
     from crystaljax import evaluators
-    from dft_bridge.engines.registry import check_options, is_engine
+    from crystaljax.dft_bridge.engines.registry import check_options, is_engine
 
     check_options(config.engine, config.engine_options)
     if not is_engine(config.engine):
         yield evaluators.evaluator(config.engine)
         return
-    from dft_bridge import open_bridge
+    from crystaljax.dft_bridge import open_bridge
 
     with open_bridge(
         config.engine,
@@ -251,7 +250,7 @@ def _train(run: str | None = None, resume: bool = False, seeds: list[int] | None
     from rich.console import Console
 
     config, folder, seeds = _settings(run, resume, seeds, given)
-    from agents import report, runner
+    from crystaljax.agents import report, runner
 
     console = Console()
     progress = Console(stderr=True)
@@ -279,9 +278,9 @@ def _settings(
     run: str | None, resume: bool, seeds: list[int] | None, given: dict[str, Any]
 ) -> tuple[RunConfig, Path, list[int] | None]:
     """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
-    from agents import config as configs
-    from agents import runs
     from crystaljax import tasks
+    from crystaljax.agents import config as configs
+    from crystaljax.agents import runs
 
     file = given.pop("config", None)
     if "structures" in given:
@@ -340,11 +339,11 @@ def _evaluate(
     import jax
     from rich.console import Console
 
-    from agents import config as configs
-    from agents import report, runner
-    from agents.checkpoints import Checkpoints
-    from agents.evaluation import make_designer, refuse_other_shapes
-    from agents.ledger import Ledger
+    from crystaljax.agents import config as configs
+    from crystaljax.agents import report, runner
+    from crystaljax.agents.checkpoints import Checkpoints
+    from crystaljax.agents.evaluation import make_designer, refuse_other_shapes
+    from crystaljax.agents.ledger import Ledger
 
     if episodes < 1:
         raise ValueError(f"--episodes is {episodes}; give at least 1")
@@ -381,9 +380,9 @@ def _evaluate(
 
 
 def _report(runs: list[str], output: str, reference: str | None, tolerance: float | None) -> None:
-    from agents import comparison
-    from agents import reference as references
-    from agents import runs as folders
+    from crystaljax.agents import comparison
+    from crystaljax.agents import reference as references
+    from crystaljax.agents import runs as folders
 
     known = None if reference is None else references.read(Path(reference))
     found = folders.read_all(map(Path, runs))
@@ -409,7 +408,7 @@ def _doctor(install: str | None) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from dft_bridge import doctor
+    from crystaljax.dft_bridge import doctor
 
     console = Console()
     if install:

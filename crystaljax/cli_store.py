@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from dft_bridge.store.merge import Merged
+    from crystaljax.dft_bridge.store.merge import Merged
 
 PROBLEMS = 1
 """Exit code of ``verify`` if something is wrong."""
@@ -101,7 +101,7 @@ def _stats(store: str | None, json: bool) -> int:
     import dataclasses
     from json import dumps
 
-    from dft_bridge.store.query import tally
+    from crystaljax.dft_bridge.store.query import tally
 
     opened = _open(store)
     tallies = tally(opened.rows(data=False))
@@ -118,8 +118,8 @@ def _stats(store: str | None, json: bool) -> int:
 
 
 def _query(store: str | None, json: bool, limit: int | None, elements: str, **conditions: Any) -> int:
-    from dft_bridge.store.export import write_lines
-    from dft_bridge.store.query import Query
+    from crystaljax.dft_bridge.store.export import write_lines
+    from crystaljax.dft_bridge.store.query import Query
 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; give at least 1")
@@ -149,7 +149,7 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
 
 
 def _export(store: str | None, file: str) -> int:
-    from dft_bridge.store.export import write_lines
+    from crystaljax.dft_bridge.store.export import write_lines
 
     opened = _open(store)
     with _standard_output() if file == "-" else _new_file(Path(file)) as out:
@@ -159,8 +159,8 @@ def _export(store: str | None, file: str) -> int:
 
 
 def _import(store: str | None, file: Path) -> int:
-    from dft_bridge.store import Store
-    from dft_bridge.store.export import read_file
+    from crystaljax.dft_bridge.store import Store
+    from crystaljax.dft_bridge.store.export import read_file
 
     target = Store(store)
     _print_merged(read_file(target, file), str(file), target.name)
@@ -168,7 +168,7 @@ def _import(store: str | None, file: Path) -> int:
 
 
 def _merge(store: str | None, sources: Sequence[str]) -> int:
-    from dft_bridge.store import Store
+    from crystaljax.dft_bridge.store import Store
 
     target = Store(store)
     opened = [_open(source) for source in sources]
@@ -179,7 +179,7 @@ def _merge(store: str | None, sources: Sequence[str]) -> int:
 
 
 def _verify(store: str | None) -> int:
-    from dft_bridge.store.verify import verify
+    from crystaljax.dft_bridge.store.verify import verify
 
     opened = _open(store)
     findings = verify(opened)
@@ -194,7 +194,7 @@ def _verify(store: str | None) -> int:
 
 
 def _repair(store: str | None) -> int:
-    from dft_bridge.store.repair import repair
+    from crystaljax.dft_bridge.store.repair import repair
 
     opened = _open(store)
     findings, damaged = repair(opened)
@@ -208,7 +208,7 @@ def _repair(store: str | None) -> int:
 
 def _open(store: str | None) -> Any:
     """A store to look into: one that is missing is an error, not a new file."""
-    from dft_bridge.store import Store
+    from crystaljax.dft_bridge.store import Store
 
     return Store(store, create=False)
 

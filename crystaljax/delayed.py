@@ -2,7 +2,7 @@
 
 An agent need not wait for DFT. :class:`DelayedRewards` steps without a host call; where an episode ends,
 ``info["ticket"]`` holds an integer that is given once, and the reward is 0 for the time being. Store the ticket with
-the transition. Whatever evaluates the crystals (:class:`dft_bridge.delayed.DelayedEvaluation`) returns
+the transition. Whatever evaluates the crystals (:class:`crystaljax.dft_bridge.delayed.DelayedEvaluation`) returns
 (ticket, value, status) in any order, and :func:`fill` puts the rewards where they belong. Everything here is pure, so
 what is in the buffer depends on which answers have arrived, and on nothing else.
 """

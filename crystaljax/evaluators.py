@@ -173,7 +173,7 @@ def shipped_table(problem: Problem) -> tables.Table:
     names = ", ".join(skeleton.name for skeleton in problem.skeletons)
     raise tables.TableError(
         f"the package has no table of {problem.property} for {names}, only {', '.join(tables.shipped()) or 'none'}; "
-        "choose a task with a table, or make one: python -m benchmarks.make_tables"
+        "choose a task with a table, or make one: python -m benchmarks make-tables"
     )
 
 

@@ -4,7 +4,7 @@ A table belongs to one skeleton, one vocabulary and one property. It has one ent
 symmetry orbits (of the prototype as its own species colour it) hold one element each; labelings that symmetry turns
 into each other share an entry. A failed calculation is an entry with its status and reason.
 
-A table is a JSON file with one entry a line, made by ``python -m benchmarks.make_tables``; those that the package
+A table is a JSON file with one entry a line, made by ``python -m benchmarks make-tables``; those that the package
 ships lie in :data:`FOLDER`. Its checksum is verified whenever it is read.
 """
 

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from crystaljax.dft_bridge.engines.base import Result
+
 from crystaljax.status import Status
-from dft_bridge.engines.base import Result
 
 OF_THE_ENGINE = ("refusing", "grouping")
 """Phases whose time belongs to the engine."""

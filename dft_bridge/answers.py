@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import NamedTuple
 
+from crystaljax.dft_bridge.engines.base import Result
+
 from crystaljax.status import Status
-from dft_bridge.engines.base import Result
 
 REMEMBERED = 4096
 """Results kept in memory, the latest used ones; the store has all of them."""

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from crystaljax.dft_bridge.engines.base import Engine, Result
+from crystaljax.dft_bridge.keys import Keys, Request, limited_key
+from crystaljax.dft_bridge.limits import JobFailed, Limits
+from crystaljax.dft_bridge.store import Record, Store, StoreError
+
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
-from dft_bridge.engines.base import Engine, Result
-from dft_bridge.keys import Keys, Request, limited_key
-from dft_bridge.limits import JobFailed, Limits
-from dft_bridge.store import Record, Store, StoreError
 
 logger = logging.getLogger(__name__)
 

@@ -18,27 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+from crystaljax.dft_bridge.accounting import Account, Budget, Stats
+from crystaljax.dft_bridge.answers import CANCELLED, Answers
+from crystaljax.dft_bridge.archive import Archive
+from crystaljax.dft_bridge.dispatch import Dispatcher
+from crystaljax.dft_bridge.engines.base import BatchEngine, Engine, Result
+from crystaljax.dft_bridge.gate import gate
+from crystaljax.dft_bridge.interrupts import InterruptWatch
+from crystaljax.dft_bridge.keys import Keys, Request
+from crystaljax.dft_bridge.limits import ExecutorLost, Limits
+from crystaljax.dft_bridge.pool import WorkerPool
+from crystaljax.dft_bridge.store import Store
+from crystaljax.dft_bridge.tickets import Answer, Tickets
 
 from crystaljax.evaluators import BoundEvaluator, Problem
 from crystaljax.skeleton import stack
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical
-from dft_bridge.accounting import Account, Budget, Stats
-from dft_bridge.answers import CANCELLED, Answers
-from dft_bridge.archive import Archive
-from dft_bridge.dispatch import Dispatcher
-from dft_bridge.engines.base import BatchEngine, Engine, Result
-from dft_bridge.gate import gate
-from dft_bridge.interrupts import InterruptWatch
-from dft_bridge.keys import Keys, Request
-from dft_bridge.limits import ExecutorLost, Limits
-from dft_bridge.pool import WorkerPool
-from dft_bridge.store import Store
-from dft_bridge.tickets import Answer, Tickets
 
 if TYPE_CHECKING:
+    from crystaljax.dft_bridge.delayed import DelayedEvaluation
+
     from crystaljax.env import CrystalEnv
-    from dft_bridge.delayed import DelayedEvaluation
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Bridge:
     """Evaluates crystals with an engine, each one once; an evaluator for :func:`crystaljax.make`.
 
     Use it as a context manager, or call :meth:`close`. Thread-safe. Workers start with the first calculation. An engine
-    that is a :class:`~dft_bridge.engines.base.BatchEngine` gets crystals in the batches it asks for; one whose worker
-    dies or that takes too long is calculated again one by one, so that only the culprit fails.
+    that is a :class:`~crystaljax.dft_bridge.engines.base.BatchEngine` gets crystals in the batches it asks for; one
+    whose worker dies or that takes too long is calculated again one by one, so that only the culprit fails.
 
     What is stored: every result of the engine, failures included. A calculation that needed more than its limits
     (``TIMEOUT``, ``OUT_OF_MEMORY``) or whose worker died (``WORKER_DIED``) is stored with these limits, and tried again
@@ -75,12 +76,12 @@ class Bridge:
 
         Args:
             engine: what calculates.
-            store: a store or the path of one, by default :func:`dft_bridge.store.default_path`.
+            store: a store or the path of one, by default :func:`crystaljax.dft_bridge.store.default_path`.
             workers: worker processes, by default as many as the engine suggests, or one per CPU core.
             executor: runs the calculations in place of worker processes of our own (MPI, a thread ...); stays yours to
                 shut down, and knows no limits.
             scheduler: address of a Dask scheduler, ``tcp://host:8786``, whose workers calculate; see
-                :mod:`dft_bridge.cluster`.
+                :mod:`crystaljax.dft_bridge.cluster`.
             preset: name of the engine's settings, for labels.
             limits: time, memory and attempts of a calculation.
             budget: how much may be calculated in all.
@@ -218,7 +219,9 @@ class Bridge:
 
     def delayed(self, env: CrystalEnv, target: float | None = None) -> DelayedEvaluation:
         """Evaluates what the episodes of a :class:`crystaljax.delayed.DelayedRewards` design, while they go on."""
-        from dft_bridge.delayed import DelayedEvaluation  # loads the environment, which a bridge alone does not need
+        from crystaljax.dft_bridge.delayed import (
+            DelayedEvaluation,  # loads the environment, which a bridge alone does not need
+        )
 
         return DelayedEvaluation(self, env, target)
 
@@ -308,7 +311,7 @@ class Bridge:
     def _answer(
         self, problem: Problem, keys: list[Keys], numbers: np.ndarray, skeletons: np.ndarray, pending: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The host side of a query: rows are canonical already; see :data:`dft_bridge.gate.Host`."""
+        """The host side of a query: rows are canonical already; see :data:`crystaljax.dft_bridge.gate.Host`."""
         with self._account.timed("duplicates"):
             lanes = np.flatnonzero(pending)
             rows = np.column_stack([skeletons[lanes], numbers[lanes]])
@@ -370,7 +373,7 @@ def _executor(engine: Engine, workers: int | None, scheduler: str | None, limits
     """Where an engine's calculations run if the user has no executor."""
     if scheduler is not None:
         try:
-            from dft_bridge.cluster import DaskExecutor
+            from crystaljax.dft_bridge.cluster import DaskExecutor
         except ModuleNotFoundError as error:
             raise ExecutorLost("a scheduler needs Dask: pip install 'crystaljax[dask]', on every host") from error
         return DaskExecutor(scheduler, engine, limits)

@@ -3,8 +3,8 @@
 Start a scheduler and workers by hand, or with ``dask-jobqueue`` in the jobs of a batch system (Slurm, PBS, SGE ...),
 and give the scheduler's address. Needs the extra: ``pip install 'crystaljax[dask]'``, on every host. The time limit,
 the memory limit and the retries hold there as they do here, because a Dask worker only hosts a
-:class:`~dft_bridge.pool.WorkerPool`, with a process for each of its threads; a crash in a calculation never reaches it.
-What Dask adds is for hosts: the jobs of one that is lost go to another.
+:class:`~crystaljax.dft_bridge.pool.WorkerPool`, with a process for each of its threads; a crash in a calculation never
+reaches it. What Dask adds is for hosts: the jobs of one that is lost go to another.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
+from crystaljax.dft_bridge.engines.base import BatchEngine, Engine
+from crystaljax.dft_bridge.limits import ExecutorLost, Limits, WorkerDied
+from crystaljax.dft_bridge.pool import LEAST_CAPACITY, WorkerPool
 from distributed import Client, Worker, WorkerPlugin, get_worker
 from distributed.scheduler import KilledWorker
-
-from dft_bridge.engines.base import BatchEngine, Engine
-from dft_bridge.limits import ExecutorLost, Limits, WorkerDied
-from dft_bridge.pool import LEAST_CAPACITY, WorkerPool
 
 CONNECT_SECONDS = 10.0
 COUNT_SECONDS = 5.0

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from crystaljax.dft_bridge.bridge import Bridge
+from crystaljax.dft_bridge.keys import Request
 
 from crystaljax.delayed import NO_TICKET
 from crystaljax.env import CrystalEnv
 from crystaljax.status import Status
-from dft_bridge.bridge import Bridge
-from dft_bridge.keys import Request
 
 
 class Arrivals(NamedTuple):
@@ -51,7 +51,7 @@ class DelayedEvaluation:
                 ``skeleton`` [...]. Tickets must be new.
 
         Raises:
-            As :meth:`dft_bridge.bridge.Bridge.submit`.
+            As :meth:`crystaljax.dft_bridge.bridge.Bridge.submit`.
         """
         tickets = np.asarray(info["ticket"]).reshape(-1)
         ended = np.flatnonzero(tickets != NO_TICKET)
@@ -65,7 +65,7 @@ class DelayedEvaluation:
         return len(requests)
 
     def receive(self, wait: float | None = 0.0) -> Arrivals:
-        """What has arrived; ``wait`` and what is raised as for :meth:`dft_bridge.bridge.Bridge.collect`."""
+        """What has arrived; ``wait`` and what is raised as for :meth:`crystaljax.dft_bridge.bridge.Bridge.collect`."""
         answers = self._bridge.collect(wait)
         tickets = np.array([answer.ticket for answer in answers], np.int32)
         statuses = np.array([answer.result.status for answer in answers], np.int32)

@@ -18,16 +18,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
 from pickle import PicklingError
 
+from crystaljax.dft_bridge.accounting import Account, Budget
+from crystaljax.dft_bridge.answers import CANCELLED, Answers
+from crystaljax.dft_bridge.archive import Archive
+from crystaljax.dft_bridge.engines.base import BatchEngine, Engine, EngineNotReady, Result
+from crystaljax.dft_bridge.keys import Request
+from crystaljax.dft_bridge.limits import ExecutorLost, JobFailed
+from crystaljax.dft_bridge.store import StoreError
+from crystaljax.dft_bridge.worker import Done, run_job
+
 from crystaljax.evaluators import BudgetSpent
 from crystaljax.status import Status
-from dft_bridge.accounting import Account, Budget
-from dft_bridge.answers import CANCELLED, Answers
-from dft_bridge.archive import Archive
-from dft_bridge.engines.base import BatchEngine, Engine, EngineNotReady, Result
-from dft_bridge.keys import Request
-from dft_bridge.limits import ExecutorLost, JobFailed
-from dft_bridge.store import StoreError
-from dft_bridge.worker import Done, run_job
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Dispatcher:
         budget: Budget,
     ):
         """``executor``: may say how many jobs run at a time (``workers``) and how many it likes to have (``capacity``),
-        and take the size of a job (``submit_batch``), as a :class:`~dft_bridge.pool.WorkerPool` does."""
+        and take the size of a job (``submit_batch``), as a :class:`~crystaljax.dft_bridge.pool.WorkerPool` does."""
         self._engine, self._executor = engine, executor
         self._archive, self._answers, self._account, self._budget = archive, answers, account, budget
         self._inbox: queue.SimpleQueue[Future[Done] | _Cancel | list[_Job] | None] = queue.SimpleQueue()

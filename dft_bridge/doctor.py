@@ -10,10 +10,10 @@ import venv
 from importlib import metadata
 from pathlib import Path
 
-from dft_bridge import engines
-from dft_bridge.engines.base import EngineNotReady
-from dft_bridge.engines.pwscf import QEPY_HOME
-from dft_bridge.engines.registry import ENGINES, make_engine
+from crystaljax.dft_bridge import engines
+from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.engines.pwscf import QEPY_HOME
+from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
 
 _SITECONFIG = Path(engines.__file__).with_name("gpaw_siteconfig.py")
 _LAST_LINES = 15
@@ -113,7 +113,7 @@ def _check_one(name: str) -> EngineReport:
 
 def _check_in_fresh_interpreter(name: str) -> EngineReport:
     """The preflight in a new process, which sees what has just been installed."""
-    code = f"from dft_bridge.engines.registry import make_engine; make_engine({name!r}).preflight()"
+    code = f"from crystaljax.dft_bridge.engines.registry import make_engine; make_engine({name!r}).preflight()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     detail = "" if done.returncode == 0 else "\n".join(done.stderr.strip().splitlines()[-1:])
     return EngineReport(name, done.returncode == 0, _version(name), detail)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from dft_bridge.accounting import Budget
-from dft_bridge.bridge import Bridge
-from dft_bridge.engines.registry import make_engine
-from dft_bridge.limits import Limits
-from dft_bridge.store import Store
+from crystaljax.dft_bridge.accounting import Budget
+from crystaljax.dft_bridge.bridge import Bridge
+from crystaljax.dft_bridge.engines.registry import make_engine
+from crystaljax.dft_bridge.limits import Limits
+from crystaljax.dft_bridge.store import Store
 
 
 def open_bridge(
@@ -29,13 +29,13 @@ def open_bridge(
     """A bridge to an engine by name, for ``with open_bridge(...) as bridge`` and ``make(..., evaluator=bridge)``.
 
     Args:
-        engine: name of the engine, see :mod:`dft_bridge.engines.registry`.
+        engine: name of the engine, see :mod:`crystaljax.dft_bridge.engines.registry`.
         preset: name of its settings.
-        store: where results are kept, by default :func:`dft_bridge.store.default_path`.
+        store: where results are kept, by default :func:`crystaljax.dft_bridge.store.default_path`.
         workers: worker processes, by default one per GPU that the engine can use, else one per CPU core.
         scheduler: address of a Dask scheduler, ``tcp://host:8786``, whose workers calculate instead.
         timeout, memory, retries: of a calculation: wall-clock seconds, GiB, and attempts after its worker died; see
-            :class:`dft_bridge.limits.Limits`.
+            :class:`crystaljax.dft_bridge.limits.Limits`.
         max_calls, max_core_hours: how much may be calculated in all; beyond it comes ``BudgetSpent``.
         settings: single settings of the engine that replace those of the preset.
 

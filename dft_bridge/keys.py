@@ -1,10 +1,10 @@
 """What is asked of an engine, and the key under which its answer is kept.
 
 Two labelings of a skeleton that its symmetry turns into each other are one crystal, so a request holds the smallest
-of them. Its key is a SHA-256 over the skeleton's standard form (:mod:`dft_bridge.standard_form`), the elements in the
-order of that form, the property and everything of the engine that can change the number. So it does not depend on the
-axes, the origin or the site order that describe a crystal, nor on its hand, and whoever computes it, on whatever
-machine, gets the same key.
+of them. Its key is a SHA-256 over the skeleton's standard form (:mod:`crystaljax.dft_bridge.standard_form`), the
+elements in the order of that form, the property and everything of the engine that can change the number. So it does not
+depend on the axes, the origin or the site order that describe a crystal, nor on its hand, and whoever computes it, on
+whatever machine, gets the same key.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from crystaljax.dft_bridge.engines.base import Crystal
+from crystaljax.dft_bridge.standard_form import standard_form
 
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import canonical_numbers
-from dft_bridge.engines.base import Crystal
-from dft_bridge.standard_form import standard_form
 
 KEY_PREFIX = "cj"
 """How keys begin; ASE refuses to store text that reads as a number, which a bare digest may."""
@@ -60,7 +60,7 @@ class Keys:
     """Makes the keys of one property of one skeleton under one engine fingerprint."""
 
     def __init__(self, skeleton: Skeleton, property_name: str, fingerprint: Mapping[str, Any]):
-        """``fingerprint``: JSON-able, see :class:`dft_bridge.engines.base.Engine`."""
+        """``fingerprint``: JSON-able, see :class:`crystaljax.dft_bridge.engines.base.Engine`."""
         form = standard_form(skeleton.lattice, skeleton.frac_coords)
         # Every equivalent of a labeling, in the site order of the standard form.
         self._images = skeleton.permutations[:, form.order]

@@ -29,13 +29,12 @@ from typing import Any
 
 import loky
 import psutil
+from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.limits import JobFailed, JobTimeout, Limits, OutOfMemory, WorkerDied
+from crystaljax.dft_bridge.worker import arrive, remove_scratch, start_worker
 from loky.backend import resource_tracker
 from loky.backend.utils import kill_process_tree
 from loky.process_executor import ShutdownExecutorError
-
-from dft_bridge.engines.base import EngineNotReady
-from dft_bridge.limits import JobFailed, JobTimeout, Limits, OutOfMemory, WorkerDied
-from dft_bridge.worker import arrive, remove_scratch, start_worker
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +121,7 @@ class WorkerPool(Executor):
 
         Args:
             workers: number of processes, by default the CPU cores this process may use.
-            limits: beyond which a job is killed; it then fails with a :class:`dft_bridge.limits.JobFailed`.
+            limits: beyond which a job is killed; it then fails with a :class:`crystaljax.dft_bridge.limits.JobFailed`.
             environment: variables of the worker with the given index, besides :data:`ONE_THREAD`.
             start: called in every worker before its first job; must be picklable.
         """

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import NamedTuple
 
-from dft_bridge.answers import CANCELLED
-from dft_bridge.engines.base import Result
+from crystaljax.dft_bridge.answers import CANCELLED
+from crystaljax.dft_bridge.engines.base import Result
 
 
 class Answer(NamedTuple):
@@ -75,7 +75,7 @@ class Tickets:
         return error
 
     def collect(self, wait: float | None) -> list[Answer]:
-        """See :meth:`dft_bridge.bridge.Bridge.collect`."""
+        """See :meth:`crystaljax.dft_bridge.bridge.Bridge.collect`."""
         answers: list[Answer] = []
         while self._outstanding:
             try:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, EngineNotReady, Result
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import BatchEngine, Crystal, Engine, EngineNotReady, Result
 
 logger = logging.getLogger(__name__)
 

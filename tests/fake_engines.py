@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, EngineNotReady, Result
 
 
 def fake_value(numbers: np.ndarray, scale: float = 1.0) -> float:
@@ -148,7 +148,7 @@ class FakeBatchEngine(FakeEngine):
 
 def worker_facts() -> tuple[list[str], str, bool, bool]:
     """Heavy modules loaded in a worker with GPAW's engine, its thread count, and whether it is isolated."""
-    import dft_bridge.engines.gpaw  # noqa: F401
+    import crystaljax.dft_bridge.engines.gpaw  # noqa: F401
 
     heavy = [name for name in ("jax", "flax", "gymnax", "pytest") if name in sys.modules]
     return heavy, os.environ["OMP_NUM_THREADS"], os.getpgid(0) == os.getpid()

@@ -21,16 +21,16 @@ from typing import Any
 import fake_pwx
 import numpy as np
 from ase import Atoms
+from crystaljax.agents.config import FILE, RunConfig, from_table, load, read_toml
+from crystaljax.dft_bridge.engines import pwscf, upf
+from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
-from agents.config import FILE, RunConfig, from_table, load, read_toml
 from crystaljax.skeleton import Skeleton, stack
 from crystaljax.structures import MIN_DISTANCE, read_mp20, to_skeleton
-from dft_bridge.engines import pwscf, upf
-from dft_bridge.engines.base import EngineNotReady
-from dft_bridge.engines.registry import ENGINES, make_engine
 
 CLEAR = (ValueError, EngineNotReady, pwscf.PwxFailure, OSError, MemoryError)
 """What a malformed input may raise; the package's own errors about input are ``ValueError``s."""

@@ -7,16 +7,16 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import RandomConfig
+from crystaljax.agents.runner import train
+from crystaljax.dft_bridge import Bridge, Budget, Limits, Request, Store
+from crystaljax.dft_bridge.store import StoreError
 from fake_engines import FakeEngine
 
-from agents.config import RunConfig
-from agents.hyperparameters import RandomConfig
-from agents.runner import train
 from crystaljax import library
 from crystaljax.evaluators import BudgetSpent
 from crystaljax.status import Status
-from dft_bridge import Bridge, Budget, Limits, Request, Store
-from dft_bridge.store import StoreError
 
 C1 = library.benchmark("C1")
 

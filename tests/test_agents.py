@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crystaljax.agents import dqn, rainbow, sac
+from crystaljax.agents.hyperparameters import DQNConfig, RainbowConfig, ReplayConfig, SACConfig
+from crystaljax.agents.networks import QValues
+from crystaljax.agents.networks.mlp import MLP
+from crystaljax.agents.networks.noisy import NOISE
+from crystaljax.agents.replay import SMALLEST_PRIORITY, make_replay, n_step
+from crystaljax.agents.rollout import Transition, first_lanes, rollout
 
 import crystaljax
-from agents import dqn, rainbow, sac
-from agents.hyperparameters import DQNConfig, RainbowConfig, ReplayConfig, SACConfig
-from agents.networks import QValues
-from agents.networks.mlp import MLP
-from agents.networks.noisy import NOISE
-from agents.replay import SMALLEST_PRIORITY, make_replay, n_step
-from agents.rollout import Transition, first_lanes, rollout
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles in half the time."""

@@ -19,6 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crystaljax.dft_bridge import Bridge, Request, Store, open_bridge
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
+from crystaljax.dft_bridge.interrupts import InterruptWatch
+from crystaljax.dft_bridge.keys import Keys, canonical_numbers
+from crystaljax.dft_bridge.limits import JobTimeout, Limits, WorkerDied
+from crystaljax.dft_bridge.pool import WorkerPool
+from crystaljax.dft_bridge.store import StoreError
 from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts, xla_threads
 from jax.sharding import Mesh, PartitionSpec
 
@@ -27,14 +35,6 @@ from crystaljax import evaluators, library
 from crystaljax.evaluators import Problem
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical
-from dft_bridge import Bridge, Request, Store, open_bridge
-from dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady
-from dft_bridge.engines.planewave import PlanewaveEngine
-from dft_bridge.interrupts import InterruptWatch
-from dft_bridge.keys import Keys, canonical_numbers
-from dft_bridge.limits import JobTimeout, Limits, WorkerDied
-from dft_bridge.pool import WorkerPool
-from dft_bridge.store import StoreError
 
 C1 = library.benchmark("C1")
 TESTS = Path(__file__).parent
@@ -378,7 +378,7 @@ def test_workers_are_light_and_in_a_group_of_their_own():
 
 KILLED_AT_ITS_END = """
     import os, signal, tempfile
-    from dft_bridge import pool
+    from crystaljax.dft_bridge import pool
 
     def killed(folder):
         assert os.listdir(folder)
@@ -608,7 +608,7 @@ def test_the_start_of_a_worker_is_not_part_of_the_time_limit():
 
 
 def test_a_worker_that_never_starts_is_an_error_about_the_machine(monkeypatch):
-    monkeypatch.setattr("dft_bridge.pool.START_SECONDS", 1.0)
+    monkeypatch.setattr("crystaljax.dft_bridge.pool.START_SECONDS", 1.0)
     with WorkerPool(1, start=functools.partial(time.sleep, 100.0)) as pool:
         with pytest.raises(EngineNotReady, match="not started within 1 s"):
             pool.submit(time.sleep, 0.1).result()

@@ -12,11 +12,11 @@ import sys
 import pytest
 from ase.build import bulk
 from ase.io import write as write_atoms
+from crystaljax.agents.config import read_options
+from crystaljax.dft_bridge import Store
 
-from agents.config import read_options
 from crystaljax import cli, library
 from crystaljax.evaluators import UNRELAXED_DENSITY
-from dft_bridge import Store
 
 SHORT = "--engine unrelaxed-density --network mlp --episodes 24 --lanes 4 --steps 6".split()
 

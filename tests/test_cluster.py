@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from crystaljax.dft_bridge import Bridge, Limits, Request, Store, open_bridge
+from crystaljax.dft_bridge.limits import ExecutorLost
 from fake_engines import FakeBatchEngine, FaultyEngine, fake_value
 
 from crystaljax import library
 from crystaljax.status import Status
-from dft_bridge import Bridge, Limits, Request, Store, open_bridge
-from dft_bridge.limits import ExecutorLost
 
 distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'crystaljax[dask]'")
 
@@ -153,6 +153,6 @@ def test_a_scheduler_that_goes_is_one_clear_error(engine, path):
 
 
 def test_no_scheduler_is_one_clear_error(path, monkeypatch):
-    monkeypatch.setattr("dft_bridge.cluster.CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr("crystaljax.dft_bridge.cluster.CONNECT_SECONDS", 1.0)
     with pytest.raises(ExecutorLost, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
         open_bridge(store=path, scheduler="tcp://127.0.0.1:9")

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crystaljax.dft_bridge import Bridge, Request
+from crystaljax.dft_bridge.delayed import DelayedEvaluation
+from crystaljax.dft_bridge.engines.base import EngineNotReady
 from fake_engines import FakeEngine, fake_value
 
 import crystaljax
@@ -16,9 +19,6 @@ from crystaljax import library
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
 from crystaljax.evaluators import Deferred
 from crystaljax.status import Status
-from dft_bridge import Bridge, Request
-from dft_bridge.delayed import DelayedEvaluation
-from dft_bridge.engines.base import EngineNotReady
 
 C1 = library.benchmark("C1")
 LANES, STEPS, NEON = 8, 12, 10

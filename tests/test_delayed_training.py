@@ -14,11 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeEngine, fake_value
-
-import crystaljax
-from agents.config import RunConfig
-from agents.hyperparameters import (
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import (
     DQNConfig,
     GeneticConfig,
     PPOConfig,
@@ -27,16 +24,19 @@ from agents.hyperparameters import (
     ReplayConfig,
     SACConfig,
 )
-from agents.ppo import make_ppo
-from agents.replay import make_replay
-from agents.rollout import Transition
-from agents.runner import build_delayed_agent, sweep, train
+from crystaljax.agents.ppo import make_ppo
+from crystaljax.agents.replay import make_replay
+from crystaljax.agents.rollout import Transition
+from crystaljax.agents.runner import build_delayed_agent, sweep, train
+from crystaljax.dft_bridge import Bridge
+from crystaljax.dft_bridge.accounting import Budget
+from crystaljax.dft_bridge.delayed import Arrivals
+from fake_engines import FakeEngine, fake_value
+
+import crystaljax
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.evaluators import BoundEvaluator, Deferred
 from crystaljax.status import Status
-from dft_bridge import Bridge
-from dft_bridge.accounting import Budget
-from dft_bridge.delayed import Arrivals
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
 

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 from ase.build import bulk
+from crystaljax.dft_bridge.engines import registry
 from fake_engines import FakeEngine
 
+from benchmarks import main_job as main_job_benchmark
 from crystaljax import cli, library, symmetry, tasks
 from crystaljax.elements import SMALL, Vocabulary
-from dft_bridge.engines import registry
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -158,17 +159,14 @@ def test_the_environment_example_is_short():
 
 
 def test_the_main_job_is_the_one_whose_learning_is_measured():
-    spec = importlib.util.spec_from_file_location("main_job", ROOT / "benchmarks" / "main_job.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
     given = {name: value for name, value in main_job().items() if name not in ("command", "traceback", "run")}
-    assert cli._settings(None, False, None, given)[0] == benchmark.MAIN_JOB
+    assert cli._settings(None, False, None, given)[0] == main_job_benchmark.MAIN_JOB
 
 
 def test_the_ci_script_runs_the_test_command():
     command = first_block("pytest")
     script = (ROOT / ".ci" / "run").read_text()
-    for step in ("pip install '.[test]'", "pytest"):
+    for step in ("pip install -e '.[test]'", "pytest"):
         assert step in command.replace("--quiet ", "") and step in script.replace("--quiet ", "")
 
 

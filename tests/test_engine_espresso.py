@@ -21,15 +21,14 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.units import Hartree
+from crystaljax.dft_bridge import doctor
+from crystaljax.dft_bridge.engines import pwscf, upf
+from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady
+from crystaljax.dft_bridge.engines.espresso import PRESETS, RUNGS, EspressoEngine
+from crystaljax.dft_bridge.engines.registry import make_engine
 
+from benchmarks import pwx
 from crystaljax.status import Status
-from dft_bridge import doctor
-from dft_bridge.engines import pwscf, upf
-from dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady
-from dft_bridge.engines.espresso import PRESETS, RUNGS, EspressoEngine
-from dft_bridge.engines.registry import make_engine
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def simple(name: str, structure: str, a: float) -> Crystal:
@@ -446,7 +445,7 @@ def test_program_ends_with_the_process_that_started_it(fake, tmp_path):
     folder.mkdir()
     code = (
         "import pathlib, pickle, sys\n"
-        "from dft_bridge.engines import pwscf\n"
+        "from crystaljax.dft_bridge.engines import pwscf\n"
         f"pathlib.Path({str(folder)!r}, 'pw.in').write_text('')\n"
         f"pwscf.execute(pwscf.Program(({engine.command!r},), '7.2'), {str(folder)!r})"
     )
@@ -472,15 +471,10 @@ def test_program_ends_with_the_process_that_started_it(fake, tmp_path):
 
 @pytest.fixture(scope="module")
 def pseudopotentials() -> str:
-    sys.path.append(str(BENCHMARKS))
     try:
-        import pwx
-
         return str(pwx.upf_folder())
     except RuntimeError as error:
         pytest.skip(str(error))
-    finally:
-        sys.path.remove(str(BENCHMARKS))
 
 
 needs_pwx = pytest.mark.skipif(shutil.which("pw.x") is None, reason="pw.x is not installed (Debian: quantum-espresso)")

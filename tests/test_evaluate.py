@@ -6,11 +6,11 @@ import dataclasses
 
 import jax
 import pytest
+from crystaljax.agents import runner
+from crystaljax.agents.checkpoints import Checkpoints
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import ALGORITHMS
 
-from agents import runner
-from agents.checkpoints import Checkpoints
-from agents.config import RunConfig
-from agents.hyperparameters import ALGORITHMS
 from crystaljax import cli
 
 LEARNING = ("ppo", "dqn", "rainbow", "sac", "hybrid")

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "bridge_faults.py"
-SPEC = importlib.util.spec_from_file_location("bridge_faults", FILE)
-bridge_faults = sys.modules["bridge_faults"] = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(bridge_faults)
+from benchmarks import bridge_faults
 
 KILLS = 2
 """Enough here; the benchmark kills 50 times."""

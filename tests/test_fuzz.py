@@ -1,4 +1,4 @@
-"""Malformed inputs at every door of the package; ``python benchmarks/fuzz.py`` tries ten thousand."""
+"""Malformed inputs at every door of the package; ``python -m benchmarks fuzz`` tries ten thousand."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crystaljax.dft_bridge.gate import gate
 
 from crystaljax.status import Status
-from dft_bridge.gate import gate
 
 SITES = 3
 
@@ -146,7 +146,7 @@ SHARDED = """
     import itertools
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import Mesh, PartitionSpec as P
-    from dft_bridge.gate import gate
+    from crystaljax.dft_bridge.gate import gate
     from test_gate import CountingHost, episodes, numbers_of
 
     host, lanes = CountingHost(), 32

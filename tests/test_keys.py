@@ -7,6 +7,9 @@ import json
 
 import numpy as np
 import pytest
+from crystaljax.dft_bridge.engines.base import Crystal
+from crystaljax.dft_bridge.keys import KeyRing, Keys, Request
+from crystaljax.dft_bridge.standard_form import LENGTH_BIN, RATIO_BIN, standard_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -14,9 +17,6 @@ from scipy.spatial.transform import Rotation
 from crystaljax import library, structures
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import canonical_numbers
-from dft_bridge.engines.base import Crystal
-from dft_bridge.keys import KeyRing, Keys, Request
-from dft_bridge.standard_form import LENGTH_BIN, RATIO_BIN, standard_form
 
 ELEMENTS = np.array([3, 11, 8, 17, 26, 82])
 FINGERPRINT = {"engine": "fake", "version": "1.0", "cutoff": 400.0}

@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from crystaljax.dft_bridge import ladder
+from crystaljax.dft_bridge.engines.registry import ENGINES
+from crystaljax.dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure
+from crystaljax.dft_bridge.planewave import recovery
+from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
+from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
+from crystaljax.dft_bridge.planewave.solver import Solution
 
 from crystaljax.status import Status
-from dft_bridge import ladder
-from dft_bridge.engines.registry import ENGINES
-from dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure
-from dft_bridge.planewave import recovery
-from dft_bridge.planewave.rungs import FOOT, RUNGS
-from dft_bridge.planewave.scf import Problem, ScfSettings
-from dft_bridge.planewave.solver import Solution
 
 LADDER = (Rung(AS_SET), Rung("lower"), Rung("upper"))
 METAL, INSULATOR = np.array([[1.0, 0.4], [0.6, 0.0]]), np.array([[1.0, 0.0], [1.0, 0.0]])

@@ -5,11 +5,10 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import crystaljax.dft_bridge
 import pytest
 
-import dft_bridge
-
-SOURCES = sorted(Path(dft_bridge.__file__).parent.rglob("*.py"))
+SOURCES = sorted(Path(crystaljax.dft_bridge.__file__).parent.rglob("*.py"))
 OF_THE_DAY = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}
 """Clocks that somebody may set; ``time.monotonic`` and ``time.perf_counter`` go on."""
 

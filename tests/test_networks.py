@@ -8,14 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crystaljax.agents.chgnet.weights import pretrained
+from crystaljax.agents.evaluation import make_designer, refuse_other_shapes
+from crystaljax.agents.networks import (
+    ActorCritic,
+    GraphTransformer,
+    QValues,
+    count_parameters,
+    make_network,
+    make_trunk,
+)
+from crystaljax.agents.networks.base import masked_mean
+from crystaljax.agents.networks.transformer import pair_features
+from crystaljax.agents.ppo import PPOConfig, make_ppo, make_train
 
 import crystaljax
-from agents.chgnet.weights import pretrained
-from agents.evaluation import make_designer, refuse_other_shapes
-from agents.networks import ActorCritic, GraphTransformer, QValues, count_parameters, make_network, make_trunk
-from agents.networks.base import masked_mean
-from agents.networks.transformer import pair_features
-from agents.ppo import PPOConfig, make_ppo, make_train
 from crystaljax.library import benchmark
 from crystaljax.observation import GraphObservation
 from crystaljax.skeleton import Skeleton

@@ -15,23 +15,29 @@ import numpy as np
 import pytest
 from ase.data import atomic_masses, atomic_numbers
 from ase.units import Bohr, Hartree
-from numpy.polynomial.legendre import leggauss, legval
-from pymatgen.core import Lattice, Structure
-from pymatgen.io.vasp.inputs import Kpoints
-
-from crystaljax.status import Status
-from dft_bridge.engines import planewave as module
-from dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
-from dft_bridge.engines.checks import AMU_PER_A3
-from dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
-from dft_bridge.engines.registry import make_engine
-from dft_bridge.ladder import Climb
-from dft_bridge.planewave import eigensolver, fields, kinds, mixing, occupations, potentials, recovery, scf, solver, xc
-from dft_bridge.planewave.basis import fft_size, make_basis, nearest_waves
-from dft_bridge.planewave.ewald import ewald_matrix, ewald_sums
-from dft_bridge.planewave.hamiltonian import band_density, hamiltonian
-from dft_bridge.planewave.kinds import Workbench
-from dft_bridge.planewave.kpoints import (
+from crystaljax.dft_bridge.engines import planewave as module
+from crystaljax.dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
+from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
+from crystaljax.dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
+from crystaljax.dft_bridge.engines.registry import make_engine
+from crystaljax.dft_bridge.ladder import Climb
+from crystaljax.dft_bridge.planewave import (
+    eigensolver,
+    fields,
+    kinds,
+    mixing,
+    occupations,
+    potentials,
+    recovery,
+    scf,
+    solver,
+    xc,
+)
+from crystaljax.dft_bridge.planewave.basis import fft_size, make_basis, nearest_waves
+from crystaljax.dft_bridge.planewave.ewald import ewald_matrix, ewald_sums
+from crystaljax.dft_bridge.planewave.hamiltonian import band_density, hamiltonian
+from crystaljax.dft_bridge.planewave.kinds import Workbench
+from crystaljax.dft_bridge.planewave.kpoints import (
     IDENTITY,
     find_symmetry,
     kppa_mesh,
@@ -39,10 +45,15 @@ from dft_bridge.planewave.kpoints import (
     reduce_points,
     special_points,
 )
-from dft_bridge.planewave.pseudopotentials import Q_STEP, shipped
-from dft_bridge.planewave.relaxation import Relaxation, symmetrise
-from dft_bridge.planewave.rungs import FOOT, RUNGS
-from dft_bridge.planewave.scf import Problem, ScfSettings
+from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, shipped
+from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
+from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
+from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
+from numpy.polynomial.legendre import leggauss, legval
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp.inputs import Kpoints
+
+from crystaljax.status import Status
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
 BCC = np.array([[-0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.5, 0.5, -0.5]])

@@ -7,13 +7,10 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import erf
-
-from crystaljax.elements import LARGE
-from dft_bridge.planewave import pseudopotentials
-from dft_bridge.planewave.data.build import build
-from dft_bridge.planewave.pseudofile import read_pseudopotential
-from dft_bridge.planewave.pseudopotentials import (
+from crystaljax.dft_bridge.planewave import pseudopotentials
+from crystaljax.dft_bridge.planewave.data.build import build
+from crystaljax.dft_bridge.planewave.pseudofile import read_pseudopotential
+from crystaljax.dft_bridge.planewave.pseudopotentials import (
     Q_MAX_DENSITY,
     Q_MAX_PROJECTOR,
     PseudoError,
@@ -25,6 +22,9 @@ from dft_bridge.planewave.pseudopotentials import (
     tables_from_file,
     write_set,
 )
+from scipy.special import erf
+
+from crystaljax.elements import LARGE
 
 VALENCE = 4
 STEEPNESS, HEIGHT, EXPONENT = 1.3, 2.5, 1.7  # v(r) = -Z erf(STEEPNESS r) / r + HEIGHT exp(-EXPONENT r^2), Ha

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+from benchmarks import dft_accuracy as accuracy
 
 
 @pytest.mark.slow
 @pytest.mark.pwx
 @pytest.mark.skipif(shutil.which("pw.x") is None, reason="pw.x is not installed (Debian: quantum-espresso)")
-def test_agrees_with_pwx(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(BENCHMARKS)])
-    accuracy = importlib.import_module("dft_accuracy")
+def test_agrees_with_pwx(tmp_path):
     found = accuracy.compare(list(accuracy.SHORT), tmp_path, few=True)
     assert found["crystals"] == found["converged"] == len(accuracy.SHORT)
     assert found["max_insulator_mev_per_atom"] < 0.05

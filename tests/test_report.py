@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
+from crystaljax.agents import comparison, metrics, runs
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import RandomConfig
+from crystaljax.agents.runner import sweep, train
+from crystaljax.dft_bridge import Bridge, Budget
 from fake_engines import FakeEngine
 
-from agents import comparison, metrics, runs
-from agents.config import RunConfig
-from agents.hyperparameters import RandomConfig
-from agents.runner import sweep, train
 from crystaljax import FunctionEvaluator, cli
-from dft_bridge import Bridge, Budget
 
 RUN = RunConfig(
     task="BandGap-RocksaltAB-v0",

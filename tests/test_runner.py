@@ -16,11 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
-
-import crystaljax
-from agents import config as configs
-from agents.config import RunConfig
-from agents.hyperparameters import (
+from crystaljax.agents import config as configs
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import (
     AnnealingConfig,
     BayesianConfig,
     DQNConfig,
@@ -32,9 +30,11 @@ from agents.hyperparameters import (
     RandomConfig,
     SACConfig,
 )
-from agents.ledger import Ledger, formula
-from agents.runner import sweep, train
-from agents.runs import sweep_seeds
+from crystaljax.agents.ledger import Ledger, formula
+from crystaljax.agents.runner import sweep, train
+from crystaljax.agents.runs import sweep_seeds
+
+import crystaljax
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
 from crystaljax.status import Status
@@ -187,8 +187,8 @@ def test_ctrl_c_during_a_calculation_discards_the_update(tmp_path):
 def test_killed_and_resumed_is_the_same_run(straight, tmp_path, compilation_cache):
     program = f"""
 import os, signal
-from agents.config import RunConfig
-from agents.runner import train
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.runner import train
 from tests.test_runner import CONFIG, Scripted
 train(CONFIG, Scripted(lambda call: call == 6 and os.kill(os.getpid(), signal.SIGKILL)), {str(tmp_path / "run")!r})
 """

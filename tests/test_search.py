@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-import crystaljax
-from agents import annealing, bayesian, designs, exhaustive, genetic, hybrid
-from agents.base import whole_training
-from agents.designs import Designs
-from agents.hyperparameters import (
+from crystaljax.agents import annealing, bayesian, designs, exhaustive, genetic, hybrid
+from crystaljax.agents.base import whole_training
+from crystaljax.agents.designs import Designs
+from crystaljax.agents.hyperparameters import (
     AnnealingConfig,
     BayesianConfig,
     ExhaustiveConfig,
@@ -24,8 +22,10 @@ from agents.hyperparameters import (
     HybridConfig,
     RandomConfig,
 )
-from agents.random_search import make_random_search
-from agents.rollout import first_lanes, rollout
+from crystaljax.agents.random_search import make_random_search
+from crystaljax.agents.rollout import first_lanes, rollout
+
+import crystaljax
 from crystaljax.symmetry import count_distinct
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

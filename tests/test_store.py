@@ -23,21 +23,21 @@ import numpy as np
 import postgres_server
 import pytest
 from ase import Atoms
+from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.keys import Keys, Request, limited_key
+from crystaljax.dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
+from crystaljax.dft_bridge.store import journal as journal_module
+from crystaljax.dft_bridge.store import verify as verify_module
+from crystaljax.dft_bridge.store.export import read_file, write_lines
+from crystaljax.dft_bridge.store.journal import SUFFIX
+from crystaljax.dft_bridge.store.query import Query, tally
+from crystaljax.dft_bridge.store.records import LOG_CHARACTERS
+from crystaljax.dft_bridge.store.repair import repair
+from crystaljax.dft_bridge.store.verify import Findings, verify
 
 from crystaljax import library
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, Result
-from dft_bridge.keys import Keys, Request, limited_key
-from dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
-from dft_bridge.store import journal as journal_module
-from dft_bridge.store import verify as verify_module
-from dft_bridge.store.export import read_file, write_lines
-from dft_bridge.store.journal import SUFFIX
-from dft_bridge.store.query import Query, tally
-from dft_bridge.store.records import LOG_CHARACTERS
-from dft_bridge.store.repair import repair
-from dft_bridge.store.verify import Findings, verify
 
 NACL = Crystal(
     np.array([[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.array([11, 17])
@@ -192,7 +192,7 @@ WRITER = """
     import sys
     sys.path.insert(0, {tests!r})
     from test_store import BAD, GOOD, record
-    from dft_bridge.store import Store
+    from crystaljax.dft_bridge.store import Store
 
     store = Store({where!r})
     for start in range(0, {count}, 10):
@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_nothing_behind(store):
 
 def test_clocks_do_not_matter(store, monkeypatch):
     """Rows keep the order in which they were written and are told apart while the clock jumps back."""
-    from dft_bridge.store import records
+    from crystaljax.dft_bridge.store import records
 
     times = iter([26.0, 10.0, 26.0, -3.0])
     monkeypatch.setattr(records, "now", lambda: next(times))

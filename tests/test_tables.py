@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.data import atomic_numbers
+from crystaljax.dft_bridge import Request
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 
 import crystaljax
 from crystaljax import Status, TableEvaluator, library, tables
@@ -18,8 +20,6 @@ from crystaljax.elements import SMALL
 from crystaljax.rewards import BAND_GAP
 from crystaljax.tables import Entry, Table, TableError
 from crystaljax.tasks import TABLES
-from dft_bridge import Request
-from dft_bridge.engines.planewave import PlanewaveEngine
 
 ORIGIN = {"engine": "made-up", "preset": "none", "calculated_as": "band_gap", "versions": {}, "settings": {}}
 

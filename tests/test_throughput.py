@@ -6,11 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+import benchmarks
 
 SPLIT = """
 import json
@@ -19,7 +18,7 @@ import jax
 import numpy as np
 
 import crystaljax
-from throughput import lanes, split_over, table_environment
+from benchmarks.throughput import lanes, split_over, table_environment
 
 keys = jax.random.split(jax.random.key(0), 32)
 found = {}
@@ -42,9 +41,8 @@ print(json.dumps(found))
 
 def run(command, **settings):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1", **settings}
-    path = os.pathsep.join([str(BENCHMARKS), str(BENCHMARKS.parent)])
     done = subprocess.run(
-        command, env={**environment, "PYTHONPATH": path}, capture_output=True, text=True, timeout=1800, check=False
+        command, cwd=benchmarks.ROOT, env=environment, capture_output=True, text=True, timeout=1800, check=False
     )
     assert not done.returncode, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -60,7 +58,7 @@ def test_lanes_split_over_four_devices_earn_what_they_earn_on_one():
 
 @pytest.mark.slow
 def test_the_suite_writes_a_table_with_the_machine_named(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "throughput.py"), "--quick", "--out", str(tmp_path)]
+    command = benchmarks.command("throughput", "--quick", "--out", str(tmp_path))
     found = run([*command, "--sections", "environment", "devices"])
     assert not found["failed"] and {row["section"] for row in found["rows"]} == {"environment", "devices"}
     assert all(row["value"] > 0 for row in found["rows"])
@@ -71,7 +69,7 @@ def test_the_suite_writes_a_table_with_the_machine_named(tmp_path):
 
 
 def test_the_comparison_with_crystalgym_says_how_to_install_it():
-    command = [sys.executable, str(BENCHMARKS / "reference.py"), "--seconds", "0.1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    command = benchmarks.command("reference", "--seconds", "0.1")
+    done = subprocess.run(command, cwd=benchmarks.ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and not done.stdout and "Traceback" not in done.stderr
     assert "No module named 'crystal_gym'" in done.stderr and "--help" in done.stderr

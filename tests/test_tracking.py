@@ -8,10 +8,10 @@ import sys
 import types
 
 import pytest
+from crystaljax.agents.config import RunConfig
+from crystaljax.agents.hyperparameters import RandomConfig
+from crystaljax.agents.runner import sweep, train
 
-from agents.config import RunConfig
-from agents.hyperparameters import RandomConfig
-from agents.runner import sweep, train
 from crystaljax import cli
 
 RUN = RunConfig(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,8 +17,7 @@ def transfer(monkeypatch):
     """The benchmark as a module; its settings of threads do not outlive the test."""
     for name in ("XLA_FLAGS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    return __import__("transfer")
+    return importlib.import_module("benchmarks.transfer")
 
 
 def test_every_episode_has_a_target_that_it_sees_and_is_paid_for(transfer):

@@ -1,8 +1,9 @@
 """CHGNet 0.3.0 (Deng et al., Nat. Mach. Intell. 5, 1031 (2023)) in Flax, for one crystal; ``jax.vmap`` makes batches.
 
-The same function as the authors' PyTorch model, in another layout (:mod:`agents.chgnet.geometry`): neighbours and
-angles are rows and columns, so that messages are summed along an axis and nothing is scattered. A dense layer on the
-concatenation of features of sites, bonds and angles is applied to each before they are broadcast against each other.
+The same function as the authors' PyTorch model, in another layout (:mod:`crystaljax.agents.chgnet.geometry`):
+neighbours and angles are rows and columns, so that messages are summed along an axis and nothing is scattered. A dense
+layer on the concatenation of features of sites, bonds and angles is applied to each before they are broadcast against
+each other.
 
 Of the original's 412,525 parameters 379,308 are here: the 33,152 of its last angle update reach no output, and the 65
 of its magnetic moments are of no use to us.
@@ -16,8 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from agents.chgnet.geometry import ATOM_CUTOFF, BOND_CUTOFF, Geometry
+from crystaljax.agents.chgnet.geometry import ATOM_CUTOFF, BOND_CUTOFF, Geometry
 
 FEATURES = 64
 RADIAL = 31

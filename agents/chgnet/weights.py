@@ -21,5 +21,5 @@ def _arrays() -> dict[str, np.ndarray]:
 
 
 def pretrained() -> dict[str, Any]:
-    """Parameters of :class:`agents.chgnet.model.CHGNet` (without the collection ``params``), float32."""
+    """Parameters of :class:`crystaljax.agents.chgnet.model.CHGNet` (without the collection ``params``), float32."""
     return jax.tree.map(jnp.asarray, unflatten_dict(_arrays(), sep="/"))

@@ -8,8 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from agents.networks.base import (
+from crystaljax.agents.networks.base import (
     LARGE_NEGATIVE,
     Features,
     Perceptron,
@@ -18,6 +17,7 @@ from agents.networks.base import (
     masked_mean,
     radial_features,
 )
+
 from crystaljax.observation import GraphObservation
 
 SOFTPLUS_INIT = nn.initializers.variance_scaling(3.0, "fan_in", "truncated_normal")

@@ -7,8 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from agents.networks.base import Features
+from crystaljax.agents.networks.base import Features
 
 
 class MLP(nn.Module):

@@ -7,8 +7,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from crystaljax.agents.networks.base import (
+    LARGE_NEGATIVE,
+    Features,
+    focus_of,
+    global_features,
+    masked_mean,
+    radial_features,
+)
 
-from agents.networks.base import LARGE_NEGATIVE, Features, focus_of, global_features, masked_mean, radial_features
 from crystaljax.observation import GraphObservation
 
 

@@ -1,1 +1,1 @@
-"""DFT engines behind one small interface (:class:`dft_bridge.engines.base.Engine`)."""
+"""DFT engines behind one small interface (:class:`crystaljax.dft_bridge.engines.base.Engine`)."""

@@ -22,11 +22,19 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import SCFError
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.checks import (
+    bulk_modulus,
+    check_choice,
+    check_property,
+    checked,
+    density_of,
+    relax,
+    to_atoms,
+)
+from crystaljax.dft_bridge.engines.presets import PresetEngine
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import bulk_modulus, check_choice, check_property, checked, density_of, relax, to_atoms
-from dft_bridge.engines.presets import PresetEngine
 
 PREFIX = "ase:"
 """``ase:module.path.Class`` names the engine together with its calculator."""

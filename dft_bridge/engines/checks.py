@@ -11,10 +11,10 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
+from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Result
+from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import PROPERTIES, Crystal, Result
-from dft_bridge.engines.equation_of_state import fit_murnaghan
 
 BOUNDS = {"band_gap": 30.0, "bulk_modulus": 1000.0, "density": 60.0}
 """Largest believable value per property (eV, GPa, g/cm3): above it a number is a failed calculation, not physics."""

@@ -1,8 +1,8 @@
 """The ``espresso`` engine: PBE by ``pw.x`` of Quantum ESPRESSO, without spin, one process on one core.
 
 ``pw.x`` (GPL) runs as a program of its own, 6.7 or later; the user names a folder of pseudopotentials. How one
-calculation is run and read is in :mod:`dft_bridge.engines.pwscf`. The presets (:data:`PRESETS`) and the attempts at an
-SCF that does not converge (:data:`RUNGS`) are data.
+calculation is run and read is in :mod:`crystaljax.dft_bridge.engines.pwscf`. The presets (:data:`PRESETS`) and the
+attempts at an SCF that does not converge (:data:`RUNGS`) are data.
 """
 
 from __future__ import annotations
@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.units import Bohr, Ry
-
-from crystaljax.status import Status
-from dft_bridge.engines import pwscf, upf
-from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
-from dft_bridge.engines.presets import PresetEngine
-from dft_bridge.ladder import (
+from crystaljax.dft_bridge.engines import pwscf, upf
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
+from crystaljax.dft_bridge.engines.presets import PresetEngine
+from crystaljax.dft_bridge.ladder import (
     AS_SET,
     PARTLY_FILLED,
     Climb,
@@ -32,7 +30,9 @@ from dft_bridge.ladder import (
     names_of,
     same_as_fixed,
 )
-from dft_bridge.planewave.kpoints import kppa_mesh
+from crystaljax.dft_bridge.planewave.kpoints import kppa_mesh
+
+from crystaljax.status import Status
 
 FOLDER_VARIABLE = "ESPRESSO_PSEUDO"
 """Names the folder of pseudopotentials where no setting does; ``pw.x`` reads it too."""

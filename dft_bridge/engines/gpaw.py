@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.checks import bulk_modulus, checked, density_of, relax, symbols_of, to_atoms
+from crystaljax.dft_bridge.engines.presets import PresetEngine
+from crystaljax.dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure, check_ladder, chosen, described, names_of
+from crystaljax.dft_bridge.planewave.kpoints import kppa_mesh
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import bulk_modulus, checked, density_of, relax, symbols_of, to_atoms
-from dft_bridge.engines.presets import PresetEngine
-from dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure, check_ladder, chosen, described, names_of
-from dft_bridge.planewave.kpoints import kppa_mesh
 
 if TYPE_CHECKING:
     from ase.calculators.calculator import Calculator

@@ -1,4 +1,5 @@
-"""The ``planewave`` engine: our own plane-wave PBE in JAX, batched over crystals (:mod:`dft_bridge.planewave`).
+"""The ``planewave`` engine: our own plane-wave PBE in JAX, batched over crystals
+(:mod:`crystaljax.dft_bridge.planewave`).
 
 It needs nothing but this package: pseudopotentials are shipped, there is no compiler and no other program. JAX is
 imported by the methods that need it, so importing this module is cheap. The presets are data (:data:`PRESETS`).
@@ -20,18 +21,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.checks import (
+    bulk_modulus,
+    check_choice,
+    check_property,
+    checked,
+    density_of,
+    symbols_of,
+)
+from crystaljax.dft_bridge.engines.presets import PresetEngine
+from crystaljax.dft_bridge.ladder import check_ladder, chosen, described
+from crystaljax.dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
+from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS, ScfRung
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from dft_bridge.engines.checks import bulk_modulus, check_choice, check_property, checked, density_of, symbols_of
-from dft_bridge.engines.presets import PresetEngine
-from dft_bridge.ladder import check_ladder, chosen, described
-from dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
-from dft_bridge.planewave.rungs import FOOT, RUNGS, ScfRung
 
 if TYPE_CHECKING:
-    from dft_bridge.planewave.kinds import Kind, Workbench
-    from dft_bridge.planewave.properties import BandEdges, Outcome, RelaxedCell, Volumes
+    from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
+    from crystaljax.dft_bridge.planewave.properties import BandEdges, Outcome, RelaxedCell, Volumes
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +47,7 @@ METHOD_VERSION = 1
 """Raised when the code of the engine changes a number that the settings do not show."""
 
 CUTOFF_FILE = Path(__file__).parents[1] / "planewave" / "data" / "cutoffs.json"
-"""Measured cut-offs by name and element; ``python benchmarks/planewave_convergence.py`` makes it."""
+"""Measured cut-offs by name and element; ``python -m benchmarks planewave-convergence`` makes it."""
 
 _MILLI_RYDBERG = 0.0005  # Ha
 
@@ -123,9 +131,10 @@ class PlanewaveEngine(PresetEngine):
         symmetry: ``crystal`` uses all symmetry an assignment of elements has (fewest k-points), ``skeleton`` the part
             that all assignments share, so that a skeleton needs one program only.
         tolerance: Ha per atom, and
-        band_tolerance: Ha, see :class:`~dft_bridge.planewave.scf.ScfSettings`.
+        band_tolerance: Ha, see :class:`~crystaljax.dft_bridge.planewave.scf.ScfSettings`.
         max_scf_iterations: SCF steps before an attempt counts as failed.
-        ladder: names of those of the :data:`~dft_bridge.planewave.rungs.RUNGS` that are tried, in the order there, when
+        ladder: names of those of the :data:`~crystaljax.dft_bridge.planewave.rungs.RUNGS` that are tried, in the order
+            there, when
             an SCF does not converge; other crystals keep their numbers, bit for bit. Without any a result has the key
             of a planewave engine that had no ladder. The last, ``smearing``, is only for fixed occupations. Its result
             stands where it is the one that was asked for: where all occupations come out as those of an insulator, and
@@ -254,7 +263,7 @@ class PlanewaveEngine(PresetEngine):
 
         First jobs of different kinds, so that workers compile different programs, and later load those of the others.
         """
-        from dft_bridge.planewave.kinds import MOST_LANES
+        from crystaljax.dft_bridge.planewave.kinds import MOST_LANES
 
         groups: dict[Any, list[int]] = defaultdict(list)
         for i, crystal in enumerate(crystals):
@@ -324,9 +333,9 @@ class PlanewaveEngine(PresetEngine):
 
     def kind(self, crystal: Crystal, property_name: str) -> Kind:
         """Everything about a calculation but the elements on the sites."""
-        from dft_bridge.planewave.kinds import Kind, band_count, is_light
-        from dft_bridge.planewave.kpoints import kppa_mesh
-        from dft_bridge.planewave.scf import ScfSettings
+        from crystaljax.dft_bridge.planewave.kinds import Kind, band_count, is_light
+        from crystaljax.dft_bridge.planewave.kpoints import kppa_mesh
+        from crystaljax.dft_bridge.planewave.scf import ScfSettings
 
         symbols = symbols_of(crystal)
         width = getattr(self, f"{property_name}_width")
@@ -384,7 +393,7 @@ class PlanewaveEngine(PresetEngine):
 
     def _run(self, kind: Kind, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
         """The results for crystals of one kind."""
-        from dft_bridge.planewave import properties
+        from crystaljax.dft_bridge.planewave import properties
 
         bench = _workbench(self.pseudopotentials, self.batch)
         symbols = [symbols_of(crystal) for crystal in crystals]
@@ -462,7 +471,7 @@ def _pseudo_set(where: str) -> PseudoSet:
 
 @functools.cache
 def _workbench(pseudopotentials: str, batch: int) -> Workbench:
-    from dft_bridge.planewave.kinds import Workbench
+    from crystaljax.dft_bridge.planewave.kinds import Workbench
 
     return Workbench(_pseudo_set(pseudopotentials), batch or (1 if _on_cpu() else None))
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.checks import check_property, odd_electrons, plain, symbols_of, too_close
+
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, Result
-from dft_bridge.engines.checks import check_property, odd_electrons, plain, symbols_of, too_close
 
 
 class PresetEngine:

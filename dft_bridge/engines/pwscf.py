@@ -26,11 +26,11 @@ from ase import Atoms
 from ase.calculators.espresso import EspressoProfile
 from ase.io.espresso import write_espresso_in
 from ase.units import Bohr, GPa, Hartree
+from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.engines.upf import UpfFile
+from crystaljax.dft_bridge.ladder import ScfFailure
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import EngineNotReady
-from dft_bridge.engines.upf import UpfFile
-from dft_bridge.ladder import ScfFailure
 
 OLDEST = (6, 7)
 """First version of ``pw.x`` whose XML file is read here."""

@@ -10,11 +10,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from dft_bridge.engines.ase_calculator import PREFIX, AseEngine
-from dft_bridge.engines.base import Engine
-from dft_bridge.engines.espresso import EspressoEngine
-from dft_bridge.engines.gpaw import GpawEngine
-from dft_bridge.engines.planewave import PlanewaveEngine
+from crystaljax.dft_bridge.engines.ase_calculator import PREFIX, AseEngine
+from crystaljax.dft_bridge.engines.base import Engine
+from crystaljax.dft_bridge.engines.espresso import EspressoEngine
+from crystaljax.dft_bridge.engines.gpaw import GpawEngine
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 
 ENGINES: dict[str, type] = {
     "planewave": PlanewaveEngine,

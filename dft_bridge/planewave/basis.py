@@ -12,10 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.dft_bridge.planewave.ewald import EwaldSums, ewald_sums
+from crystaljax.dft_bridge.planewave.kpoints import IDENTITY, Symmetry
 from flax import struct
-
-from dft_bridge.planewave.ewald import EwaldSums, ewald_sums
-from dft_bridge.planewave.kpoints import IDENTITY, Symmetry
 
 WAVE_BOX_SHARE = 0.75
 """Edge of the box in which H acts on a wave function, relative to the box that holds the density exactly.

@@ -10,10 +10,9 @@ import math
 
 import jax
 import jax.numpy as jnp
-
-from dft_bridge.planewave import xc
-from dft_bridge.planewave.basis import Basis
-from dft_bridge.planewave.potentials import DensityPotential
+from crystaljax.dft_bridge.planewave import xc
+from crystaljax.dft_bridge.planewave.basis import Basis
+from crystaljax.dft_bridge.planewave.potentials import DensityPotential
 
 
 def to_points(basis: Basis, coefficients: jax.Array) -> jax.Array:

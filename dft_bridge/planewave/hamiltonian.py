@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from crystaljax.dft_bridge.planewave.basis import Basis
+from crystaljax.dft_bridge.planewave.potentials import WavePotential, projector_functions
 from flax import struct
-
-from dft_bridge.planewave.basis import Basis
-from dft_bridge.planewave.potentials import WavePotential, projector_functions
 
 
 @struct.dataclass

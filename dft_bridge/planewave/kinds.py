@@ -1,7 +1,7 @@
 """Which crystals can share a compiled program, and the solver for them.
 
 A :class:`Kind` is everything but the elements: skeleton, symmetry, k-points, cut-off and the numerical settings.
-Crystals of one kind go through one :class:`~dft_bridge.planewave.solver.Solver`.
+Crystals of one kind go through one :class:`~crystaljax.dft_bridge.planewave.solver.Solver`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.units import Bohr
-
-from dft_bridge.planewave.basis import Basis, make_basis, nearest_waves
-from dft_bridge.planewave.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points, special_points
-from dft_bridge.planewave.potentials import SpeciesTables, channels_for, species_tables
-from dft_bridge.planewave.pseudopotentials import PseudoSet
-from dft_bridge.planewave.scf import Problem, ScfSettings
-from dft_bridge.planewave.solver import ExtraPoints, Solver
+from crystaljax.dft_bridge.planewave.basis import Basis, make_basis, nearest_waves
+from crystaljax.dft_bridge.planewave.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points, special_points
+from crystaljax.dft_bridge.planewave.potentials import SpeciesTables, channels_for, species_tables
+from crystaljax.dft_bridge.planewave.pseudopotentials import PseudoSet
+from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
+from crystaljax.dft_bridge.planewave.solver import ExtraPoints, Solver
 
 _BAND_STEPS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of bands that programs are compiled for."""
@@ -47,7 +46,7 @@ class Kind:
         cutoff: Ha.
         mesh: subdivisions of the k-point mesh.
         shift: 1 to move it by half a step along an axis.
-        stretch: see :func:`~dft_bridge.planewave.basis.make_basis`.
+        stretch: see :func:`~crystaljax.dft_bridge.planewave.basis.make_basis`.
         light: whether every element has projectors up to l = 2 only.
         settings: of the SCF.
     """

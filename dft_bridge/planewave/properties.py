@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
-
-from dft_bridge.ladder import Climb
-from dft_bridge.planewave import recovery
-from dft_bridge.planewave.kinds import Kind, Workbench
-from dft_bridge.planewave.relaxation import Relaxation, symmetrise
-from dft_bridge.planewave.rungs import FOOT, ScfRung
-from dft_bridge.planewave.solver import Progress, Solution, bands_and_energy, bands_at, derivatives, energies
+from crystaljax.dft_bridge.ladder import Climb
+from crystaljax.dft_bridge.planewave import recovery
+from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
+from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
+from crystaljax.dft_bridge.planewave.rungs import FOOT, ScfRung
+from crystaljax.dft_bridge.planewave.solver import Progress, Solution, bands_and_energy, bands_at, derivatives, energies
 
 PRESSURE_UNIT = Hartree / Bohr**3 / GPa
 """GPa per Ha/bohr^3."""

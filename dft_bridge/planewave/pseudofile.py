@@ -1,7 +1,7 @@
 """Reads norm-conserving pseudopotential files: UPF version 2 (Quantum ESPRESSO) and psp8 (ABINIT).
 
 Everything is float64 on the host, in Hartree atomic units. What a file holds is kept as it stands; Fourier
-transforms are in :mod:`dft_bridge.planewave.pseudopotentials`. A file that cannot be used is refused by a
+transforms are in :mod:`crystaljax.dft_bridge.planewave.pseudopotentials`. A file that cannot be used is refused by a
 :class:`PseudoError` that names the file, the reason and what to use instead.
 """
 

@@ -13,12 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.dft_bridge.ladder import PARTLY_FILLED, Climb, same_as_fixed
+from crystaljax.dft_bridge.planewave.rungs import FOOT, ScfRung
+from crystaljax.dft_bridge.planewave.scf import Effort, Problem
+from crystaljax.dft_bridge.planewave.solver import Finish, Progress, Solution, Solver
 
 from crystaljax.status import Status
-from dft_bridge.ladder import PARTLY_FILLED, Climb, same_as_fixed
-from dft_bridge.planewave.rungs import FOOT, ScfRung
-from dft_bridge.planewave.scf import Effort, Problem
-from dft_bridge.planewave.solver import Finish, Progress, Solution, Solver
 
 
 def solve(

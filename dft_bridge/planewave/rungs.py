@@ -1,10 +1,10 @@
-"""The recovery ladder of the plane-wave code, as data; :mod:`dft_bridge.planewave.recovery` climbs it."""
+"""The recovery ladder of the plane-wave code, as data; :mod:`crystaljax.dft_bridge.planewave.recovery` climbs it."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from dft_bridge.ladder import AS_SET, Rung
+from crystaljax.dft_bridge.ladder import AS_SET, Rung
 
 
 @dataclasses.dataclass(frozen=True)

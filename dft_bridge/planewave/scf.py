@@ -15,15 +15,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-
-from dft_bridge.planewave import fields
-from dft_bridge.planewave.basis import Basis
-from dft_bridge.planewave.eigensolver import Bands, davidson, orthonormalise
-from dft_bridge.planewave.hamiltonian import Hamiltonian, band_density, hamiltonian
-from dft_bridge.planewave.mixing import History, anderson
-from dft_bridge.planewave.occupations import occupy
-from dft_bridge.planewave.potentials import (
+from crystaljax.dft_bridge.planewave import fields
+from crystaljax.dft_bridge.planewave.basis import Basis
+from crystaljax.dft_bridge.planewave.eigensolver import Bands, davidson, orthonormalise
+from crystaljax.dft_bridge.planewave.hamiltonian import Hamiltonian, band_density, hamiltonian
+from crystaljax.dft_bridge.planewave.mixing import History, anderson
+from crystaljax.dft_bridge.planewave.occupations import occupy
+from crystaljax.dft_bridge.planewave.potentials import (
     DensityPotential,
     SpeciesTables,
     WavePotential,
@@ -32,6 +30,7 @@ from dft_bridge.planewave.potentials import (
     projector_functions,
     wave_potential,
 )
+from flax import struct
 
 _HOPELESS = 1e-3  # Ha per atom
 

@@ -14,13 +14,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.dft_bridge.planewave import fields, scf
+from crystaljax.dft_bridge.planewave.basis import Basis
+from crystaljax.dft_bridge.planewave.eigensolver import Bands
+from crystaljax.dft_bridge.planewave.potentials import SpeciesTables
+from crystaljax.dft_bridge.planewave.scf import Effort, Energy, Prepared, Problem, ScfSettings, ScfState
 from flax import struct
-
-from dft_bridge.planewave import fields, scf
-from dft_bridge.planewave.basis import Basis
-from dft_bridge.planewave.eigensolver import Bands
-from dft_bridge.planewave.potentials import SpeciesTables
-from dft_bridge.planewave.scf import Effort, Energy, Prepared, Problem, ScfSettings, ScfState
 
 _BAND_SWEEPS = 20
 _REFILL_SHARE = 4

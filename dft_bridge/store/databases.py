@@ -15,8 +15,7 @@ from typing import Any, Protocol
 
 import ase.db
 import orjson
-
-from dft_bridge.store.journal import Journal
+from crystaljax.dft_bridge.store.journal import Journal
 
 BUSY_SECONDS = 60
 """How long to wait while another process writes."""

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from dft_bridge.keys import KeyRing
-from dft_bridge.store.merge import Merged
-from dft_bridge.store.records import Row
-from dft_bridge.store.schema import SCHEMA, parse
-from dft_bridge.store.store import Store, StoreError
+from crystaljax.dft_bridge.keys import KeyRing
+from crystaljax.dft_bridge.store.merge import Merged
+from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.schema import SCHEMA, parse
+from crystaljax.dft_bridge.store.store import Store, StoreError
 
 
 def write_lines(rows: Iterable[Row], file: TextIO, version: int = SCHEMA) -> int:

@@ -2,7 +2,7 @@
 
 In a database one damaged page can take many rows, since pages point to each other. Here a damaged byte takes the line
 it is in. Lines are only ever added, before the database commits their rows, so what the database has the journal has
-too; each is a line of an export (:mod:`dft_bridge.store.export`) with a check sum.
+too; each is a line of an export (:mod:`crystaljax.dft_bridge.store.export`) with a check sum.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 
-from dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.records import Row
 
 SUFFIX = ".jsonl"
 _SUM = ',"crc32":"'

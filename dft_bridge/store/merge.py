@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from crystaljax.dft_bridge.store.databases import Database
+from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.table import CHUNK, delete_rows, find, insert_rows
+
 from crystaljax.status import Status
-from dft_bridge.store.databases import Database
-from dft_bridge.store.records import Row
-from dft_bridge.store.table import CHUNK, delete_rows, find, insert_rows
 
 SAME_VALUE = 1e-6
 """Relative difference up to which two values of one key are one number, calculated on two machines."""

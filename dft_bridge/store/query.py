@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 from ase.data import atomic_numbers
 from ase.formula import Formula
+from crystaljax.dft_bridge.engines.base import PROPERTIES
+from crystaljax.dft_bridge.store.records import Row
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import PROPERTIES
-from dft_bridge.store.records import Row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,10 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.db.core import now
 from ase.formula import Formula
+from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.keys import KeyRing
 
 from crystaljax.status import Status
-from dft_bridge.engines.base import Crystal, Result
-from dft_bridge.keys import KeyRing
 
 COLUMNS = ("formula", "property", "value", "status", "engine", "seconds", "key")
 """What is worth listing: ``ase db results.db -c formula,property,value,status,engine``. Failures have no value."""
@@ -32,7 +32,7 @@ class Record:
     """A finished calculation.
 
     Attributes:
-        key: see :mod:`dft_bridge.keys`.
+        key: see :mod:`crystaljax.dft_bridge.keys`.
         crystal: what was computed.
         property: name of the property.
         result: what became of it.

@@ -6,9 +6,9 @@ import itertools
 import shutil
 from pathlib import Path
 
-from dft_bridge.keys import KeyRing
-from dft_bridge.store.store import Store, StoreError
-from dft_bridge.store.verify import Findings, good_rows
+from crystaljax.dft_bridge.keys import KeyRing
+from crystaljax.dft_bridge.store.store import Store, StoreError
+from crystaljax.dft_bridge.store.verify import Findings, good_rows
 
 
 def repair(store: Store) -> tuple[Findings, Path]:

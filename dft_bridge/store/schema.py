@@ -2,7 +2,7 @@
 
 The number stands in ASE's table ``information``. Version 1 had none: its keys depended on the axes and the origin that
 described a crystal, its fingerprints were among the data, and there were no logs. Version 2 has the keys of
-:mod:`dft_bridge.keys`, and fingerprints where ASE keeps the parameters of a calculator.
+:mod:`crystaljax.dft_bridge.keys`, and fingerprints where ASE keeps the parameters of a calculator.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import json
 import logging
 from typing import Any
 
-from dft_bridge.keys import KeyRing
-from dft_bridge.store.databases import INDEX, Database
-from dft_bridge.store.merge import Merged, chunks, merge_chunk
-from dft_bridge.store.records import Row
-from dft_bridge.store.table import CHUNK, delete_upto, read_rows
+from crystaljax.dft_bridge.keys import KeyRing
+from crystaljax.dft_bridge.store.databases import INDEX, Database
+from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
+from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.table import CHUNK, delete_upto, read_rows
 
 logger = logging.getLogger(__name__)
 

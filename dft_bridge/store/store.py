@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dft_bridge.engines.base import Result
-from dft_bridge.keys import KeyRing
-from dft_bridge.store import databases, schema
-from dft_bridge.store.merge import Merged, chunks, merge_chunk
-from dft_bridge.store.records import Record, Row, result_of
-from dft_bridge.store.table import all_rows, find, insert_rows, read_rows
+from crystaljax.dft_bridge.engines.base import Result
+from crystaljax.dft_bridge.keys import KeyRing
+from crystaljax.dft_bridge.store import databases, schema
+from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
+from crystaljax.dft_bridge.store.records import Record, Row, result_of
+from crystaljax.dft_bridge.store.table import all_rows, find, insert_rows, read_rows
 
 logger = logging.getLogger(__name__)
 

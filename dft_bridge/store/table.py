@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
-
-from dft_bridge.store.databases import Database
-from dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.databases import Database
+from crystaljax.dft_bridge.store.records import Row
 
 CHUNK = 1000
 """Rows read or written at a time."""

@@ -7,13 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
-from dft_bridge.keys import KeyRing
-from dft_bridge.store import schema
-from dft_bridge.store.databases import INDEX
-from dft_bridge.store.journal import checksum
-from dft_bridge.store.records import Row
-from dft_bridge.store.store import Store, StoreError
-from dft_bridge.store.table import CHUNK, read_rows
+from crystaljax.dft_bridge.keys import KeyRing
+from crystaljax.dft_bridge.store import schema
+from crystaljax.dft_bridge.store.databases import INDEX
+from crystaljax.dft_bridge.store.journal import checksum
+from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.store import Store, StoreError
+from crystaljax.dft_bridge.store.table import CHUNK, read_rows
 
 _UNREADABLE = (ValueError, KeyError, TypeError, AssertionError, IndexError, AttributeError, OverflowError)
 """What decoding raises on bytes that are not what was written."""

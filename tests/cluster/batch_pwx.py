@@ -28,12 +28,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ase.build import bulk
+from crystaljax.dft_bridge import Request, Store, open_bridge
 from dask_jobqueue import PBSCluster, SLURMCluster
 from dask_jobqueue.core import JobQueueCluster
 
 from crystaljax.status import Status
 from crystaljax.structures import to_skeleton
-from dft_bridge import Request, Store, open_bridge
 
 CRYSTALS = 20
 JOBS = 2

@@ -26,10 +26,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from crystaljax.dft_bridge import Bridge, Request, Store
+from crystaljax.dft_bridge.store.verify import verify
+
 from crystaljax import library
 from crystaljax.status import Status
-from dft_bridge import Bridge, Request, Store
-from dft_bridge.store.verify import verify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fake_engines import FakeEngine, fake_value  # noqa: E402

