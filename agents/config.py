@@ -34,6 +34,8 @@ from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOCo
 DEFAULT_AGENT = "ppo"
 NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 FILE = "config.json"
+SHIPPED = Path(__file__).with_name("configs")
+"""TOML files of settings that the package ships, each usable by its name."""
 MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours", "wandb")
 """Settings of where calculations happen, what they may cost and who is told, so a resumed run may have others."""
 
@@ -222,6 +224,20 @@ def _typed(value: Any, kind: Any, what: str) -> Any:
         return tuple(value)
     wanted = getattr(options[0], "__name__", str(options[0]))
     raise ValueError(f"{what} is {value!r}; give a value of type {wanted}")
+
+
+def shipped() -> tuple[str, ...]:
+    """Names of the settings that the package ships."""
+    return tuple(sorted(path.stem for path in SHIPPED.glob("*.toml")))
+
+
+def find(name: str) -> Path:
+    """The TOML file of that path, or else the shipped one of that name; raises ``ValueError`` if there is neither."""
+    if Path(name).exists():
+        return Path(name)
+    if name in shipped():
+        return SHIPPED / f"{name}.toml"
+    raise ValueError(f"there is no file {name}; give the path of a TOML file, or one of {', '.join(shipped())}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -20,21 +20,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-from crystaljax.agents import metrics
-from crystaljax.agents.config import RunConfig
-from crystaljax.agents.hyperparameters import PPOConfig, RandomConfig
+from crystaljax.agents import config, metrics
+from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.ledger import Episode
 from crystaljax.agents.runner import train
 from crystaljax.agents.runs import read_all
 from crystaljax.dft_bridge import open_bridge
 
-MAIN_JOB = RunConfig(
-    task="BandGap-PerovskiteABX3-v0",
-    engine="planewave",
-    preset="fast",
-    episodes=2400,
-    algorithm=PPOConfig(steps=3, learning_rate=1.5e-3, epochs=8, entropy=0.02, target_kl=0.05),
-)
+MAIN_JOB = config.from_table(config.read_toml(config.find("perovskite")), "perovskite")
 """The settings of the README's command."""
 TOLERANCE = metrics.TOLERANCES["band_gap"]
 """eV around the target that counts as found."""
@@ -58,11 +51,11 @@ def summary(episodes: list[Episode], budget: int, target: float) -> dict[str, fl
 def run(agent: str, engine: str, seed: int, folder: Path, store: Path | None, episodes: int) -> list[Episode]:
     """Train (or go on training) and read the episodes."""
     algorithm = RandomConfig(steps=MAIN_JOB.algorithm.steps) if agent == "random" else MAIN_JOB.algorithm
-    config = dataclasses.replace(MAIN_JOB, algorithm=algorithm, engine=engine, seed=seed, episodes=episodes)
+    settings = dataclasses.replace(MAIN_JOB, algorithm=algorithm, engine=engine, seed=seed, episodes=episodes)
     target = folder / f"{agent}-{engine}-{episodes}-{seed}"
     start = time.perf_counter()
-    with open_bridge(config.engine, config.preset, store=store) as bridge:
-        train(config, bridge, target, resume=(target / "config.json").exists())
+    with open_bridge(settings.engine, settings.preset, store=store) as bridge:
+        train(settings, bridge, target, resume=(target / "config.json").exists())
         calls = bridge.stats().calls
     print(f"{agent}, seed {seed}: {calls} calculations, {time.perf_counter() - start:.0f} s", flush=True)
     return read_all([target])[0].episodes

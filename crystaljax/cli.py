@@ -32,6 +32,7 @@ EXTRAS = {
 """The extra that a package belongs to."""
 
 EXAMPLES = """examples:
+  crystaljax train --config perovskite --run runs/first
   crystaljax train --task BandGap-PerovskiteABX3-v0 --episodes 1000 --run runs/gap
   crystaljax train --resume --run runs/gap
   crystaljax train --structure NaCl.cif --property band_gap
@@ -164,7 +165,10 @@ def _add_train(commands: Any) -> None:
         add(how, name)
 
     run = train.add_argument_group("the run")
-    run.add_argument("--config", metavar="TOML", help="settings of the run; flags come before them")
+    shipped = ", ".join(configs.shipped())
+    run.add_argument(
+        "--config", metavar="TOML|NAME", help=f"settings of the run, a file or {shipped}; flags come before them"
+    )
     run.add_argument("--run", metavar="DIR", help="folder of the run (default: runs/TASK-AGENT-ENGINE-SEED)")
     run.add_argument("--resume", action="store_true", help="go on with the run in --run from its last checkpoint")
     run.add_argument("--agent", choices=tuple(ALGORITHMS), help=f"algorithm (default: {configs.DEFAULT_AGENT})")
@@ -288,7 +292,7 @@ def _settings(
     if "engine_options" in given:
         given["engine_options"] = configs.read_options(given["engine_options"])
     if not resume:
-        table = {} if file is None else configs.read_toml(Path(file))
+        table = {} if file is None else configs.read_toml(configs.find(file))
         table = configs.overlaid(table, given)
         if table.get("task") and "engine" not in table and (own := tasks.task(table["task"]).evaluator):
             table["engine"] = own

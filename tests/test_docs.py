@@ -30,7 +30,7 @@ from crystaljax.elements import SMALL, Vocabulary
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-PAGES = [README, *sorted(DOCS.rglob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
 
 NOT_RUN = {
@@ -45,7 +45,7 @@ NOT_CODE = ("bibtex", "toml")
 """Languages of blocks in which there is nothing to run."""
 
 SMALLER = {
-    "crystaljax train --task BandGap-PerovskiteABX3-v0": "--network mlp --episodes 96",
+    "crystaljax train --config perovskite": "--network mlp --episodes 96",
     "crystaljax train --task Density-Mixed-v0": "--task Density-C1-v0 --network mlp --episodes 240",
 }
 """Commands that would take minutes, by how they begin, and flags that overrule theirs."""

@@ -1,0 +1,43 @@
+"""What is installed: one import root, every package and every data file of it."""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+FOLDERS = {"crystaljax": "crystaljax", "agents": "crystaljax.agents", "dft_bridge": "crystaljax.dft_bridge"}
+"""The folders of the repository that are installed, and the packages that they become."""
+
+
+def packages() -> dict[str, Path]:
+    """Every package below the installed folders."""
+    found = {}
+    for folder, name in FOLDERS.items():
+        for path in (ROOT / folder).rglob("__init__.py"):
+            parts = path.parent.relative_to(ROOT / folder).parts
+            found[".".join([name, *parts])] = path.parent
+    return found
+
+
+def test_every_package_is_installed_below_one_root():
+    assert set(SETTINGS["packages"]) == set(packages())
+    assert {name.partition(".")[0] for name in SETTINGS["packages"]} == {"crystaljax"}
+    assert {value: name for name, value in SETTINGS["package-dir"].items()} == {
+        folder: name for folder, name in FOLDERS.items() if folder != name
+    }
+
+
+@pytest.mark.parametrize("name", packages())
+def test_every_data_file_of_a_package_is_installed(name):
+    folder, patterns = packages()[name], SETTINGS["package-data"].get(name, [])
+    inner = [path for path in packages().values() if path != folder and path.is_relative_to(folder)]
+    for path in folder.rglob("*"):
+        own = path.is_file() and not any(path.is_relative_to(other) for other in inner)
+        if own and path.suffix not in (".py", ".pyc"):
+            relative = str(path.relative_to(folder))
+            assert any(fnmatch.fnmatch(relative, pattern) for pattern in patterns), f"{name}: {relative} is not shipped"
