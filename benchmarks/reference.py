@@ -148,7 +148,7 @@ def ours(seconds: float, repetitions: int) -> dict[str, Any]:
     """Rates of CrystalJAX on the same crystal, and the sizes of its networks by name."""
     import jax
     from crystaljax.agents.networks import QValues, count_parameters, make_trunk
-    from env_throughput import build
+    from benchmarks.env_throughput import build
 
     import crystaljax
     from crystaljax.adapters import GymnasiumEnv
@@ -224,7 +224,7 @@ def main() -> None:
     given = ["--seconds", str(options.seconds), "--repetitions", str(options.repetitions)]
     reference = ask(options.python, given)
     mine = ours(options.seconds, options.repetitions)
-    from throughput import machine
+    from benchmarks.throughput import machine
 
     facts = machine(quick=False) | {"CrystalGym with": ", ".join(f"{n} {v}" for n, v in reference["versions"].items())}
     facts |= {"parameters": f"MEGNetRL {reference['parameters']:,}"}

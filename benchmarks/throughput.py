@@ -96,7 +96,7 @@ def split_over(devices: list[Any], function: Callable) -> Callable:
 
 def table_environment() -> tuple[Any, Any]:
     """The perovskite task with (made-up) rewards from a table."""
-    from train_speed import table_evaluator
+    from benchmarks.train_speed import table_evaluator
 
     import crystaljax
 
@@ -126,7 +126,7 @@ def time_on_devices(count: int, lanes_per_device: int, steps: int, repetitions: 
 def environment(quick: bool) -> list[Row]:
     """Steps of random policies."""
     import jax
-    from env_throughput import build
+    from benchmarks.env_throughput import build
 
     import crystaljax
 
@@ -225,8 +225,8 @@ def dft(quick: bool) -> list[Row]:
 def training(quick: bool) -> list[Row]:
     """PPO on rewards from a table, compiled as a whole; beside rejax if it is installed."""
     import jax
-    from train_speed import BATCHES as batches
-    from train_speed import STEPS, fastest, ours, table_evaluator, theirs
+    from benchmarks.train_speed import BATCHES as batches
+    from benchmarks.train_speed import STEPS, fastest, ours, table_evaluator, theirs
 
     import crystaljax
 

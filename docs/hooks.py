@@ -11,9 +11,11 @@ So every number stands in one place. What is missing ends the build.
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import posixpath
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,11 @@ DIRECTIVE = re.compile(r"^<!-- (include|generated): ([^,]*?)(?:, section: (.*?))
 
 
 def on_config(config: Any) -> Any:
-    """Lists the results of benchmarks in the navigation."""
+    """Lists the results of benchmarks in the navigation, and shows mkdocstrings the packages as they are installed.
+
+    It reads source files and does not follow the mapping of folders to packages, so it gets a folder of links.
+    """
+    config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [installed_layout()]
     pages = [{title(path): PAGES_OF_RESULTS + name} for name, path in results() if path.suffix == ".md"]
     for entry in config.nav:
         if "Measured" in entry:
@@ -64,6 +70,20 @@ def on_page_content(html: str, **_: Any) -> str:
     """Takes the roles of Sphinx, such as ``:class:``, off the names in docstrings."""
     html = re.sub(r":(?:attr|class|data|exc|func|meth|mod):\s*(<code)", r"\1", html)
     return re.sub(r"(<code[^>]*>)~[\w.]+\.(\w+</code>)", r"\1\2", html)
+
+
+on_config.mkdocs_priority = 100  # before mkdocstrings reads its own settings
+
+
+def installed_layout() -> str:
+    """A folder that holds the package with its subpackages in place, as links; it goes with the process."""
+    folder = tempfile.TemporaryDirectory(prefix="crystaljax-docs-")
+    atexit.register(folder.cleanup)
+    package = Path(folder.name, "crystaljax")
+    package.mkdir()
+    for path in [*(ROOT / "crystaljax").iterdir(), ROOT / "agents", ROOT / "dft_bridge"]:
+        (package / path.name).symlink_to(path)
+    return folder.name
 
 
 # The pure parts.

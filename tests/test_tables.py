@@ -133,7 +133,7 @@ def test_a_table_that_does_not_fit_is_refused() -> None:
         crystaljax.make_custom("band_gap", rocksalt, evaluator, vocabulary="medium")
     with pytest.raises(TableError, match="use mode='orbit'"):
         crystaljax.make_custom("band_gap", library.fluorite(), TableEvaluator(made_up("FluoriteAX2")))
-    with pytest.raises(TableError, match="no table of band_gap for C1, only .*make_tables"):
+    with pytest.raises(TableError, match="no table of band_gap for C1, only .*make-tables"):
         crystaljax.make("BandGap-C1-v0", "table")
 
 
