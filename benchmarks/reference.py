@@ -148,9 +148,9 @@ def ours(seconds: float, repetitions: int) -> dict[str, Any]:
     """Rates of CrystalJAX on the same crystal, and the sizes of its networks by name."""
     import jax
     from crystaljax.agents.networks import QValues, count_parameters, make_trunk
-    from benchmarks.env_throughput import build
 
     import crystaljax
+    from benchmarks.env_throughput import build
     from crystaljax.adapters import GymnasiumEnv
 
     nothing = crystaljax.FunctionEvaluator(lambda numbers, skeleton: jax.numpy.float32(1.0), "constant")

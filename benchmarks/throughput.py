@@ -96,9 +96,8 @@ def split_over(devices: list[Any], function: Callable) -> Callable:
 
 def table_environment() -> tuple[Any, Any]:
     """The perovskite task with (made-up) rewards from a table."""
-    from benchmarks.train_speed import table_evaluator
-
     import crystaljax
+    from benchmarks.train_speed import table_evaluator
 
     return crystaljax.make(TABLE, table_evaluator())
 
@@ -126,9 +125,9 @@ def time_on_devices(count: int, lanes_per_device: int, steps: int, repetitions: 
 def environment(quick: bool) -> list[Row]:
     """Steps of random policies."""
     import jax
-    from benchmarks.env_throughput import build
 
     import crystaljax
+    from benchmarks.env_throughput import build
 
     on_cpu = jax.default_backend() == "cpu"
     clock, unit = (time.process_time, "steps per CPU second") if on_cpu else (time.perf_counter, "steps/s")
@@ -225,10 +224,10 @@ def dft(quick: bool) -> list[Row]:
 def training(quick: bool) -> list[Row]:
     """PPO on rewards from a table, compiled as a whole; beside rejax if it is installed."""
     import jax
-    from benchmarks.train_speed import BATCHES as batches
-    from benchmarks.train_speed import STEPS, fastest, ours, table_evaluator, theirs
 
     import crystaljax
+    from benchmarks.train_speed import BATCHES as batches
+    from benchmarks.train_speed import STEPS, fastest, ours, table_evaluator, theirs
 
     on_cpu = jax.default_backend() == "cpu"
     clock, unit = (time.process_time, "steps per CPU second") if on_cpu else (time.perf_counter, "steps/s")
