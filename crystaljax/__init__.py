@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "observation": ["GraphObservation"],
         "skeleton": ["Skeleton"],
         "status": ["Status"],
-        "structures": ["StructureError", "read_mp20", "to_skeleton"],
+        "structures": ["StructureError", "StructureWarning", "read_mp20", "to_skeleton"],
         "tasks": ["make", "make_custom", "registered_tasks"],
         "testing": ["api_test"],
     },
