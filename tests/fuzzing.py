@@ -7,14 +7,17 @@ input that it accepts, after having checked the result. ``tests/test_fuzz.py`` t
 
 from __future__ import annotations
 
+import bz2
+import contextlib
 import dataclasses
 import faulthandler
+import gzip
 import json
 import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,7 @@ from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from crystaljax.skeleton import Skeleton, stack
-from crystaljax.structures import MIN_DISTANCE, read_mp20, to_skeleton
+from crystaljax.structures import MIN_DISTANCE, StructureError, read_mp20, to_skeleton
 
 CLEAR = (ValueError, EngineNotReady, pwscf.PwxFailure, OSError, MemoryError)
 """What a malformed input may raise; the package's own errors about input are ``ValueError``s."""
@@ -118,6 +121,36 @@ def _cifs() -> list[str]:
 
 
 CIFS = _cifs()
+SYMBOL_CIF = """data_x
+_symmetry_space_group_name_H-M 'R -3 m :H'
+_space_group_IT_number 166
+_chemical_formula_sum 'Li Cl'
+_cell_formula_units_Z 3
+_cell_length_a 4.0(1)
+_cell_length_b 4.0
+_cell_length_c 9.8
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 120
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_symmetry_multiplicity
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+Li1 Li+ 3 0 0 0 1
+Cl1 Cl- 3 0.333 0.667 0.1667 ?
+"""
+MAGNETIC_CIF = SYMBOL_CIF.replace(
+    "_symmetry_space_group_name_H-M 'R -3 m :H'\n_space_group_IT_number 166\n", ""
+).replace(
+    "loop_\n",
+    "loop_\n_space_group_symop_magn_operation.xyz\nx,y,z,+1\n-x,-y,-z,-1\nloop_\n_space_group_symop_magn_centering.xyz\n"
+    "x,y,z,+1\n'x+2/3, y+1/3, z+1/3, +1'\nx+1/3,y+2/3,z+2/3,+1\n_text\n;\nloop_ of nothing\n;\nloop_\n",
+    1,
+)
 ROWS = "material_id,pretty_formula,spacegroup.number,cif\n" + "\n".join(
     f'mp-{number},NaCl,{group},"{text}"' for number, (group, text) in enumerate(zip((225, 221, 225), CIFS, strict=True))
 )
@@ -135,19 +168,89 @@ def use_skeleton(made: Skeleton) -> None:
 
 
 def open_cif(text: str) -> None:
-    use_skeleton(to_skeleton(text if "\n" in text else text + "\n"))
+    with only_structure_errors():
+        made = to_skeleton(text if "\n" in text else text + "\n")
+    use_skeleton(made)
 
 
 def open_text(text: str) -> None:
-    use_skeleton(to_skeleton(text))
+    with only_structure_errors():
+        made = to_skeleton(text)
+    use_skeleton(made)
 
 
-def open_rows(text: str) -> None:
-    with tempfile.NamedTemporaryFile("w", suffix=".csv", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(text)
+def open_rows(text: str | bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".csv") as file:
+        file.write(text if isinstance(text, bytes) else text.encode("utf-8", errors="surrogatepass"))
         file.flush()
-        for made in read_mp20(file.name):
+        with only_structure_errors():
+            found = read_mp20(file.name)
+        for made in found:
             use_skeleton(made)
+
+
+@contextlib.contextmanager
+def only_structure_errors() -> Iterator[None]:
+    """Of all errors about input these doors have one class."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        assert isinstance(error, StructureError), f"{type(error).__name__} instead of a StructureError"
+        raise
+
+
+def _structure_files() -> dict[str, str]:
+    """A file of each format, by the name that tells its format."""
+    from pymatgen.io.res import ResWriter
+
+    cell = "".join(f"<v>{row}</v>" for row in ("4 0 0", "0 4 0", "0 0 4"))
+    crystal = f'<structure name="finalpos"><crystal><varray name="basis">{cell}</varray></crystal>'
+    return {
+        "salt.cif": SYMBOL_CIF,
+        "POSCAR": SALT.to(fmt="poscar"),
+        "CONTCAR": "salt\n-64\n 4 0 0\n 0 4 0\n 0 0 4\n1 1\nSelective\nCartesian\n0 0 0 T T F Na\n2 2 2 T T T Cl\n",
+        "salt.json": SALT.to(fmt="json"),
+        "salt.res": str(ResWriter(SALT)),
+        "salt.xsf": SALT.to(fmt="xsf"),
+        "salt.xyz": '2\nLattice="4 0 0 0 4 0 0 0 4" pbc="T T T" Properties=species:S:1:pos:R:3\nNa 0 0 0\nCl 2 2 2\n',
+        "vasprun.xml": "<modeling><atominfo><array name='atoms'><set><rc><c>Na</c><c>1</c></rc><rc><c>Cl</c></rc></set>"
+        f"</array></atominfo>{crystal}<varray name='positions'><v>0 0 0</v><v>.5 .5 .5</v></varray></structure>"
+        "</modeling>",
+    }
+
+
+def _packed(data: bytes) -> dict[str, bytes]:
+    return {"": data, ".gz": gzip.compress(data), ".bz2": bz2.compress(data)}
+
+
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1")
+
+
+@st.composite
+def encoded(draw: st.DrawFn, texts: st.SearchStrategy[str]) -> bytes:
+    """A text in one of the encodings that files have, sometimes cut off in the middle of a character."""
+    data = draw(texts).encode(draw(st.sampled_from(ENCODINGS)), errors="replace")
+    return data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 9)) == 9 else data
+
+
+@st.composite
+def structure_files(draw: st.DrawFn) -> tuple[str, bytes]:
+    """Name and content of a file: of its own format, seldom of another, sometimes packed and then damaged."""
+    files = STRUCTURE_FILES
+    name = draw(st.sampled_from(sorted(files)))
+    text = files[name if draw(st.integers(0, 9)) < 9 else draw(st.sampled_from(sorted(files)))]
+    suffix, data = draw(st.sampled_from(sorted(_packed(draw(encoded(mutated([text])))).items())))
+    return name + suffix, data[: draw(st.integers(0, len(data)))] if draw(st.integers(0, 19)) == 19 else data
+
+
+def open_structure_file(file: tuple[str, bytes]) -> None:
+    name, data = file
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(data)
+        with only_structure_errors():
+            made = to_skeleton(path)
+    use_skeleton(made)
 
 
 PROTOTYPES = ["AB_cF8_225_a_b", "AB3C_cP5_221_a_c_b"]
@@ -177,6 +280,10 @@ def structures(draw: st.DrawFn) -> Structure:
 
 def open_structure(structure: Atoms | Structure) -> None:
     use_skeleton(to_skeleton(structure))
+
+
+SALT = Structure.from_str(CIFS[0], fmt="cif")
+STRUCTURE_FILES = _structure_files()
 
 
 # Settings
@@ -307,10 +414,20 @@ class Target:
     sound: tuple[Any, ...]
 
 
-SALT = Structure.from_str(CIFS[0], fmt="cif")
 TARGETS = {
-    "cif": Target(mutated(CIFS), open_cif, 0.25, tuple(CIFS)),
-    "mp20_csv": Target(mutated([ROWS]), open_rows, 0.05, (ROWS,)),
+    "cif": Target(mutated([*CIFS, SYMBOL_CIF, MAGNETIC_CIF]), open_cif, 0.25, (*CIFS, SYMBOL_CIF, MAGNETIC_CIF)),
+    "mp20_csv": Target(
+        mutated([ROWS]) | encoded(mutated([ROWS, ROWS.replace(",", ";")])),
+        open_rows,
+        0.1,
+        (ROWS, ROWS.encode("utf-16")),
+    ),
+    "structure_files": Target(
+        structure_files(),
+        open_structure_file,
+        0.25,
+        tuple((name, text.encode()) for name, text in STRUCTURE_FILES.items()),
+    ),
     "names_and_paths": Target(
         st.text(max_size=30) | st.sampled_from(WORDS) | mutated(PROTOTYPES), open_text, 0.05, tuple(PROTOTYPES)
     ),
