@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers
+from scipy.spatial import cKDTree
 
 from crystaljax import spacegroups
 from crystaljax.spacegroups import Operators
@@ -451,10 +452,12 @@ def _by_symbol(
             f"its cell ({_parameters(block)}) is not one of its space group ({title}); correct one of them"
         )
     made, failed = {}, []
+    under = f"the space group {title}"
+    # A setting that makes many sites may still be the one that is meant.
+    most = max_sites if len(fitting) == 1 else spacegroups.MAX_OPERATORS * len(sites)
     for hall in fitting:
         try:
-            under = f"the space group {title}"
-            made[hall] = _expand(lattice, sites, spacegroups.operators(hall), max_sites, under)
+            made[hall] = _expand(lattice, sites, spacegroups.operators(hall), most, under)
         except Unreadable as error:
             failed.append(error)
     if not made:
@@ -472,7 +475,10 @@ def _by_symbol(
             f"its space group ({title}) has {len(made)} settings that fit: {'; '.join(ways)}; "
             "write the symbol of the one that is meant, or add operators"
         )
-    return next(iter(made.values()))
+    (crystal,) = made.values()
+    if len(crystal.species) > max_sites:
+        raise Unreadable(_too_many(len(crystal.species), under, max_sites))
+    return crystal
 
 
 def _has_multiplicities(crystal: Crystal, sites: list[_Site]) -> bool:
@@ -515,18 +521,15 @@ def _expand(lattice: np.ndarray, sites: list[_Site], operators: Operators, max_s
         moved = float(np.linalg.norm((place - site.coords) @ lattice))
         if moved > MOVED:
             notes.append(f"{site.label} is moved by {moved:.3f} Å to its special position; give more digits")
-        if coords:
-            distances, nearest = _distances(images[:1], np.concatenate(coords), lattice)
-            if distances[0] < SAME_SITE:
-                other = sites[owners[nearest[0]]]
-                raise Unreadable(_on_one_place(site, other, len(operators.rotations), under))
         coords.append(images)
         owners += [index] * len(images)
         if len(owners) > max_sites:
-            raise Unreadable(
-                f"{len(owners)} sites or more under {under}, more than the limit of {max_sites}; "
-                "reduce it to its primitive cell or raise max_sites"
+            # The better reason, if there is one: all atoms are listed, and images of each other.
+            _refuse_same_place(
+                sites, np.concatenate(coords), np.array(owners), lattice, len(operators.rotations), under
             )
+            raise Unreadable(_too_many(len(owners), under, max_sites))
+    _refuse_same_place(sites, np.concatenate(coords), np.array(owners), lattice, len(operators.rotations), under)
     return Crystal(
         lattice,
         tuple(sites[owner].symbol for owner in owners),
@@ -535,6 +538,27 @@ def _expand(lattice: np.ndarray, sites: list[_Site], operators: Operators, max_s
         tuple(notes),
         sort=True,
     )
+
+
+def _too_many(count: int, under: str, max_sites: int) -> str:
+    return (
+        f"{count} sites or more under {under}, more than the limit of {max_sites}; "
+        "reduce it to its primitive cell or raise max_sites"
+    )
+
+
+def _refuse_same_place(
+    sites: list[_Site], coords: np.ndarray, owners: np.ndarray, lattice: np.ndarray, order: int, under: str
+) -> None:
+    """Refuse two listed sites on one place, or on images of each other; coords [N, 3] in [0, 1)."""
+    firsts = coords[np.flatnonzero(np.diff(owners, prepend=-1))]
+    # A sphere in space fits into this one in fractional coordinates.
+    reach = min(0.49, SAME_SITE * np.linalg.norm(np.linalg.inv(lattice), 2))
+    for index, hits in enumerate(cKDTree(coords, boxsize=1.0).query_ball_point(firsts, reach)):
+        for hit in (hit for hit in hits if owners[hit] < index):
+            offset = coords[hit] - firsts[index]
+            if np.linalg.norm((offset - np.round(offset)) @ lattice) < SAME_SITE:
+                raise Unreadable(_on_one_place(sites[index], sites[owners[hit]], order, under))
 
 
 def _on_one_place(site: _Site, other: _Site, order: int, under: str) -> str:
@@ -574,14 +598,6 @@ def _orbit(site: _Site, operators: Operators, lattice: np.ndarray) -> tuple[np.n
     if near.min() < MIN_DISTANCE:
         raise Unreadable(f"{site.label} overlaps with its own image, {near.min():.3f} Å away; correct its coordinates")
     return place, images[first]
-
-
-def _distances(points: np.ndarray, others: np.ndarray, lattice: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each point the distance in Å to the nearest of the others, and which that is; for small distances only."""
-    offsets = points[:, None] - others[None]
-    offsets -= np.round(offsets)
-    distances = np.linalg.norm(offsets @ lattice, axis=-1)
-    return distances.min(axis=1), distances.argmin(axis=1)
 
 
 # The formula
