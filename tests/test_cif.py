@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections import Counter
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase.build import bulk
+from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
+from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Composition, Lattice, Structure
 from pymatgen.io.cif import CifWriter
 
@@ -331,6 +334,27 @@ def test_pymatgen_and_ase_files_say_what_their_structure_is(tmp_path: Path) -> N
             assert spacegroups.crystal_numbers(made.lattice, made.frac_coords, made.species, [0.01]) == {
                 structure.get_space_group_info(0.01)[1]
             }
+
+
+def test_prototypes_come_back_with_operators_and_by_their_symbol_alone() -> None:
+    def fits(found: cif.Crystal, structure: Structure) -> bool:
+        return matcher.fit(Structure(found.lattice, found.species, found.coords), structure)
+
+    matcher = StructureMatcher(primitive_cell=True, scale=False)
+    small = [entry["snl"].structure for entry in AFLOW_PROTOTYPE_LIBRARY if len(entry["snl"].structure) <= 8]
+    refused = 0
+    for structure in small[:: len(small) // 24]:
+        text = str(CifWriter(structure, symprec=0.01))
+        assert fits(cif.read(text, 200), structure)
+        bare = re.sub(r"loop_\n _symmetry_equiv.*?(?=loop_)", "", text, flags=re.DOTALL)
+        assert fits(cif.read(bare, 200), structure)
+        bare = bare.replace("_symmetry_multiplicity", "_other")
+        try:
+            assert fits(cif.read(re.sub("_(cell_formula_units_Z|chemical_formula_sum).*", "", bare), 200), structure)
+        except cif.Unreadable as error:
+            assert "2 settings that fit" in str(error)
+            refused += 1
+    assert refused <= 5
 
 
 # Sites
