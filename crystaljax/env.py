@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
@@ -20,8 +20,6 @@ from crystaljax.structures import StructureLike, to_skeletons
 from crystaljax.tasks import MODES
 
 OBSERVATIONS = ("graph", "flat")
-MAX_TARGET_RATIO = 10.0
-"""Largest target, in units of the task's default target; the bound of flat observations."""
 
 
 @struct.dataclass
@@ -71,10 +69,14 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
     [N (V + 1) + N + 7] (:func:`crystaljax.observation.flat`).
 
     *Reward*: float32 [], see :mod:`crystaljax.rewards`. *Info*: ``value`` (float32 [], property of a finished
-    crystal, NaN if it failed, 0 before the end), ``status`` (int32 [], :class:`crystaljax.status.Status`, ``OK``
-    before the end), ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``. Where the
-    evaluator knows all outcomes (an exact table) also ``regret`` (float32 [], how much more the best crystal earns, 0
-    before the end).
+    crystal; 0, and meaningless, before the end and where ``status`` is not ``OK``), ``status`` (int32 [],
+    :class:`crystaljax.status.Status`, ``OK`` before the end), ``elements`` (int32 [N], before auto-reset), ``skeleton``
+    (int32 []) and ``discount``. Where the evaluator knows all outcomes (an exact table) also ``regret`` (float32 [],
+    how much more the best crystal earns, 0 before the end).
+
+    Environments made alike (the same task, options and evaluator) are equal, and share what JAX compiles for one of
+    them. Whoever changes an attribute has an environment that is equal to itself only. Copies share the evaluator.
+    With a pickle goes the evaluator as it was given: by name, or an object, which must be picklable.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         mode: str = "site",
         observation: str = "graph",
         in_phase: bool = False,
+        target: float | None = None,
         name: str = "CrystalEnv",
     ):
         """Sets up an environment; all host work happens here.
@@ -101,10 +104,12 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
             observation: ``graph`` or ``flat``.
             in_phase: pad every episode to the longest horizon, so that lanes that start together finish together
                 and share host calls. Actions after the last site change nothing.
+            target: of ``default_params``, in the unit of the property; by default the objective's.
             name: what ``env.name`` says.
 
         Raises:
-            ValueError: for an unknown option, with the known ones.
+            ValueError: for an unknown option, with the known ones, or a target that makes no sense.
+            TypeError: for something that is no evaluator.
             StructureError: for an unusable structure.
         """
         super().__init__()
@@ -113,17 +118,78 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         if observation not in OBSERVATIONS:
             raise ValueError(f"unknown observation type {observation!r}: use one of {OBSERVATIONS}")
         self.objective = rewards.objective(objective)
+        if target is not None:
+            self.objective.refuse_target(target)
         self.skeletons: tuple[Skeleton, ...] = to_skeletons(skeletons)
         self.vocabulary = get_vocabulary(vocabulary)
         self.mode = mode
         self.observation_type = observation
         by_orbit = mode == "orbit"
         self.table: SkeletonTable = stack(self.skeletons, by_orbit)
-        self.horizons = np.asarray(self.table.n_decisions)
+        self.horizons = self.table.n_decisions
         self.in_phase = in_phase
-        self.evaluator = evaluators.bind(evaluator, self.skeletons, self.objective.property, self.vocabulary, by_orbit)
+        self._target = self.objective.target if target is None else float(target)
         self._name = name
-        self._numbers = jnp.asarray(self.vocabulary.numbers)
+        self._given = evaluator
+        chosen = self._bind()
+        # A subclass may depend on anything, so it is equal to itself only.
+        if type(self) is CrystalEnv:
+            self._identify(chosen)
+
+    def _bind(self) -> evaluators.Evaluator:
+        """Binds the evaluator that was given, and returns it."""
+        chosen = evaluators.evaluator(self._given)
+        by_orbit = self.mode == "orbit"
+        problem = evaluators.Problem(self.skeletons, self.objective.property, self.vocabulary, by_orbit)
+        self.evaluator = chosen.bind(problem)
+        self._query = self.evaluator.query
+        return chosen
+
+    def _identify(self, evaluator: evaluators.Evaluator) -> None:
+        """What JAX looks compiled programs up by: all that they depend on."""
+        options = self.mode, self.observation_type, bool(self.in_phase), self._target, self._name
+        self.__dict__["_identity"] = _Identity.of(
+            self.objective, self.skeletons, self.vocabulary, *options, _hashable(evaluator)
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self.__dict__["_identity"] = None
+
+    def __eq__(self, other: object) -> bool:
+        mine = vars(self).get("_identity")
+        return self is other or (mine is not None and mine == getattr(other, "_identity", None))
+
+    def __hash__(self) -> int:
+        mine = vars(self).get("_identity")
+        return object.__hash__(self) if mine is None else hash(mine)
+
+    def __copy__(self) -> CrystalEnv:
+        twin = object.__new__(type(self))
+        twin.__dict__.update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CrystalEnv:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        shared = ("evaluator", "_query", "_given", "_identity")
+        twin.__dict__.update({k: v if k in shared else copy.deepcopy(v, memo) for k, v in vars(self).items()})
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.evaluator.query is not self._query:
+            raise TypeError(
+                "the evaluator of this environment was replaced after it was made, so it cannot be pickled; "
+                "make one with evaluator=..."
+            )
+        state = {name: value for name, value in vars(self).items() if name not in ("evaluator", "_query")}
+        return state | {"_identity": self._identity is not None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        chosen = self._bind()
+        if state["_identity"]:
+            self._identify(chosen)
 
     @property
     def name(self) -> str:
@@ -145,13 +211,11 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
 
     @property
     def default_params(self) -> EnvParams:
-        return EnvParams(target=self.objective.target, max_steps_in_episode=self.horizon + 1)
+        return EnvParams(target=self._target, max_steps_in_episode=self.horizon + 1)
 
     def with_target(self, target: float) -> EnvParams:
         """Parameters with another target; raises ``ValueError`` for one that makes no sense."""
-        bound = MAX_TARGET_RATIO * self.objective.target
-        if not 0.0 < target <= bound:
-            raise ValueError(f"target {target} {self.objective.unit} outside (0, {bound:g}]; choose one inside")
+        self.objective.refuse_target(target)
         return self.default_params.replace(target=float(target))
 
     @partial(jax.jit, static_argnames=("self",))
@@ -199,11 +263,12 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         state = self.decide(state, action)
         elements = state.elements
         finished = self.is_terminated(state, params)
-        value, status = self.evaluator.query(self._numbers[elements], state.skeleton, finished)
+        numbers = jnp.asarray(self.vocabulary.numbers)[elements]
+        value, status = self.evaluator.query(numbers, state.skeleton, finished)
         reward = self.objective.reward(value, status, jnp.asarray(params.target, jnp.float32))
         info = {
-            # Not NaN before the end: Gymnasium's checker compares infos, and NaN equals nothing.
-            "value": jnp.where(finished, jnp.where(status == Status.OK, value, jnp.nan), 0.0),
+            # Never NaN: it trips jax_debug_nans, and equals nothing where infos are compared.
+            "value": jnp.where(finished & (status == Status.OK), value, 0.0),
             "status": jnp.where(finished, status, Status.OK).astype(jnp.int32),
             "elements": elements,
             "skeleton": state.skeleton,
@@ -246,9 +311,11 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         """A ``Box`` with scalar bounds (flat), or a ``Dict`` over the fields of the graph observation."""
         if self.observation_type == "flat":
             size = observations.flat_size(self.max_sites, self.num_actions)
-            return spaces.Box(0.0, MAX_TARGET_RATIO, (size,), jnp.float32)
+            low, high = (bound / self.objective.scale for bound in self.objective.target_range)
+            return spaces.Box(min(low, 0.0), max(high, rewards.MAX_TARGET_RATIO), (size,), jnp.float32)
         sites, edges = self.max_sites, self.table.senders.shape[1]
         longest = 10.0 * observations.LENGTH_SCALE
+        lowest, highest = self.objective.target_range
         return spaces.Dict(
             {
                 "elements": spaces.Box(0, self.vocabulary.blank, (sites,), jnp.int32),
@@ -260,7 +327,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
                 "distances": spaces.Box(0.0, longest, (edges,), jnp.float32),
                 "edge_mask": spaces.Box(0, 1, (edges,), jnp.bool_),
                 "lattice": spaces.Box(0.0, observations.ANGLE_SCALE, (6,), jnp.float32),
-                "target": spaces.Box(0.0, MAX_TARGET_RATIO * self.objective.target, (), jnp.float32),
+                "target": spaces.Box(lowest, highest, (), jnp.float32),
                 "skeleton": spaces.Box(0, len(self.skeletons) - 1, (), jnp.int32),
             }
         )
@@ -298,4 +365,34 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         seen = observations.graph(state.elements, focus, decided, row, params.target, state.skeleton)
         if self.observation_type == "graph":
             return seen
-        return observations.flat(seen, self.num_actions, self.objective.target)
+        return observations.flat(seen, self.num_actions, self.objective.scale)
+
+
+class _Identity:
+    """Settings that make environments equal, with their hash worked out once: JAX asks for it at every call."""
+
+    def __init__(self, settings: tuple[Any, ...]):
+        self._settings, self._hash = settings, hash(settings)
+
+    @classmethod
+    def of(cls, *settings: Any) -> _Identity | None:
+        """``None`` for settings that have no hash (an objective with a formula of one's own may have none)."""
+        try:
+            return cls(settings)
+        except TypeError:
+            return None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and self._hash == other._hash and self._settings == other._settings
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+def _hashable(evaluator: evaluators.Evaluator) -> Any:
+    """The evaluator, or what stands for this very object if it has no hash; the environment keeps it alive."""
+    try:
+        hash(evaluator)
+    except TypeError:
+        return id(evaluator)
+    return evaluator

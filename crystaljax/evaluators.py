@@ -8,7 +8,7 @@ their protocol, and evaluators that never leave the accelerator.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import metadata
 from typing import NamedTuple, Protocol
 
@@ -46,8 +46,8 @@ class Problem:
 class Landscape(NamedTuple):
     """Every outcome that a problem has: values float32 [E] (0 for a failure) and statuses int32 [E]."""
 
-    values: jax.Array
-    statuses: jax.Array
+    values: jax.Array | np.ndarray
+    statuses: jax.Array | np.ndarray
 
 
 class BoundEvaluator(NamedTuple):
@@ -69,7 +69,12 @@ class BoundEvaluator(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """Anything that can be bound to a problem."""
+    """Anything that can be bound to a problem.
+
+    Environments that differ in nothing share their compiled programs, so evaluators must not be equal unless they do
+    the same: a frozen dataclass is compared by its fields, any other object, and what cannot be hashed, is equal to
+    itself only. One that holds a lock, a process or an open file should be its own copy (``__deepcopy__``).
+    """
 
     def bind(self, problem: Problem) -> BoundEvaluator:
         """The evaluator for that problem; raises ``ValueError`` if it cannot compute the property."""
@@ -108,9 +113,10 @@ class FunctionEvaluator:
 
         def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
             del pending  # a few flops are cheaper than a branch
-            value = self.function(numbers, table.row(skeleton)).astype(jnp.float32)
+            value = jnp.asarray(self.function(numbers, table.row(skeleton))).astype(jnp.float32)
             valid = jnp.isfinite(value)
-            return value, jnp.where(valid, Status.OK, Status.INVALID_RESULT).astype(jnp.int32)
+            status = jnp.where(valid, Status.OK, Status.INVALID_RESULT).astype(jnp.int32)
+            return jnp.where(valid, value, 0.0), status
 
         return BoundEvaluator(query, _nothing_to_check, self.label)
 
@@ -141,23 +147,22 @@ class TableEvaluator:
         """The evaluator; raises :class:`crystaljax.tables.TableError` for a problem that the table does not fit."""
         table = shipped_table(problem) if self.table is None else self.table
         _refuse_misfit(table, problem)
-        row = jnp.asarray(tables.labelings(table.skeleton, table.vocabulary)[1])
+        row = tables.labelings(table.skeleton, table.vocabulary)[1]
         valid = table.statuses == Status.OK
         landscape = Landscape(
-            jnp.asarray(np.where(valid, table.values, 0.0), jnp.float32), jnp.asarray(table.statuses, jnp.int32)
+            np.where(valid, table.values, 0.0).astype(np.float32), np.asarray(table.statuses, np.int32)
         )
         # The site that stands for each orbit, and the place value of its element in the index of a labeling.
         _, sites = np.unique(table.skeleton.orbits, return_index=True)
         size = len(table.vocabulary)
-        weights = jnp.asarray(size ** np.arange(len(sites))[::-1], jnp.int32)
+        weights = np.asarray(size ** np.arange(len(sites))[::-1], np.int32)
         index = np.zeros(table.vocabulary.numbers.max() + 1, np.int32)
         index[table.vocabulary.numbers[:size]] = np.arange(size)
-        index_of_element = jnp.asarray(index)
 
         def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
             del skeleton, pending
-            entry = row[(index_of_element[numbers[sites]] * weights).sum()]
-            return landscape.values[entry], landscape.statuses[entry]
+            entry = jnp.asarray(row)[(jnp.asarray(index)[numbers[sites]] * weights).sum(dtype=jnp.int32)]
+            return jnp.asarray(landscape.values)[entry], jnp.asarray(landscape.statuses)[entry]
 
         return BoundEvaluator(query, _nothing_to_check, table.label, landscape)
 
@@ -239,9 +244,12 @@ def evaluator(choice: str | Evaluator | None) -> Evaluator:
 
     Raises:
         ValueError: for an unknown name, with the known ones.
+        TypeError: for something that cannot be bound to a problem.
     """
     name = "default" if choice is None else choice
     if not isinstance(name, str):
+        if isinstance(name, type) or not callable(getattr(name, "bind", None)):
+            raise TypeError(f"evaluator is {name!r}; {_advice(name)}")
         return name
     if name in _BUILT_IN:
         return _BUILT_IN[name]
@@ -251,12 +259,14 @@ def evaluator(choice: str | Evaluator | None) -> Evaluator:
     raise ValueError(f"unknown evaluator {name!r}: use one of {available()} or an object with bind(problem)")
 
 
-def bind(
-    choice: str | Evaluator | None,
-    skeletons: Sequence[Skeleton],
-    property_name: str,
-    vocabulary: Vocabulary | None = None,
-    by_orbit: bool = False,
-) -> BoundEvaluator:
-    """Resolve an evaluator by name and bind it; the rest as for :class:`Problem`."""
-    return evaluator(choice).bind(Problem(tuple(skeletons), property_name, vocabulary, by_orbit))
+def _advice(choice: object) -> str:
+    """What to give in place of something that is no evaluator."""
+    if isinstance(choice, type) and callable(getattr(choice, "bind", None)):
+        return f"give an instance of it: {choice.__name__}(...)"
+    if isinstance(choice, list | tuple) and len(choice) == 1:
+        return f"give what is in it: {choice[0]!r}"
+    if callable(getattr(choice, "compute", None)):
+        return "an engine needs a bridge: crystaljax.dft_bridge.Bridge(engine)"
+    if callable(choice):
+        return "wrap a function in crystaljax.FunctionEvaluator(function, label)"
+    return f"give one of {available()}, or an object with bind(problem)"

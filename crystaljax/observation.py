@@ -80,7 +80,7 @@ def flat(observation: GraphObservation, vocabulary_size: int, target_scale: floa
     decides, cell lengths over 10 Å, angles over 180 degrees, target over the task's default target.
     """
     one_hot = jax.nn.one_hot(observation.elements, vocabulary_size + 1, dtype=jnp.float32)
-    one_hot = one_hot * observation.site_mask[:, None]
+    one_hot = one_hot * observation.site_mask[:, None].astype(jnp.float32)
     scale = jnp.array([LENGTH_SCALE] * 3 + [ANGLE_SCALE] * 3, jnp.float32)
     target = observation.target[None] / target_scale
     return jnp.concatenate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from crystaljax.tasks import make_env, registered_tasks
+from crystaljax.tasks import make_env, registered_tasks, task
 
 
 def register_gymnasium(gymnasium: ModuleType) -> None:
@@ -18,10 +18,13 @@ def register_gymnasium(gymnasium: ModuleType) -> None:
 
     for task_id in registered_tasks():
         if task_id not in registry:
+            chosen = task(task_id)
             register(
                 id=task_id,
                 entry_point="crystaljax.adapters:make_gymnasium",
                 vector_entry_point="crystaljax.adapters:make_gymnasium_vector",
+                reward_threshold=chosen.reward_threshold,
+                max_episode_steps=chosen.max_episode_steps,
                 kwargs={"task_id": task_id},
             )
 

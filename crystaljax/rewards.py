@@ -22,6 +22,8 @@ import jax.numpy as jnp
 
 from crystaljax.status import Status
 
+MAX_TARGET_RATIO = 10.0
+"""Largest target, in units of the task's default target, unless an objective says otherwise."""
 DENSITY_WIDTH = 3.0
 """The beta of the density reward, (g/cm3)^2."""
 BULK_MODULUS_FLOOR = -5.0
@@ -55,6 +57,8 @@ class Objective:
         formula: the reward as a function of (value, target), float32 scalars.
         failure_reward: reward of a crystal without a valid value.
         best_reward: the supremum of the reward.
+        targets: lowest and highest target that makes sense. By default up to ten times the default target, on its side
+            of zero and zero left out; -10 to 10 around a default target of 0.
     """
 
     property: str
@@ -64,6 +68,36 @@ class Objective:
     formula: Callable[[jax.Array, jax.Array], jax.Array]
     failure_reward: float
     best_reward: float
+    targets: tuple[float, float] | None = None
+
+    @property
+    def scale(self) -> float:
+        """Size of a usual target, positive: networks and flat observations see targets in units of it."""
+        return abs(self.target) or 1.0
+
+    @property
+    def target_range(self) -> tuple[float, float]:
+        """Lowest and highest target."""
+        if self.targets is not None:
+            return self.targets
+        far = MAX_TARGET_RATIO * self.scale
+        return (-far if self.target <= 0 else 0.0), (far if self.target >= 0 else 0.0)
+
+    def refuse_target(self, target: float) -> None:
+        """Raise ``ValueError`` for a target that makes no sense."""
+        low, high = self.target_range
+        zero_too = self.targets is not None or self.target == 0
+        if low <= target <= high and (zero_too or target != 0):  # false for NaN
+            return
+        left, right = ("(" if low == 0 and not zero_too else "["), (")" if high == 0 and not zero_too else "]")
+        raise ValueError(
+            f"target {target} {self.unit} outside {left}{low:g}, {high:g}{right}; choose one inside"
+            + (
+                ""
+                if self is OBJECTIVES.get(self.property)
+                else ", or give the Objective other targets=(lowest, highest)"
+            )
+        )
 
     def reward(self, value: jax.Array, status: jax.Array, target: jax.Array) -> jax.Array:
         """Reward of an evaluated crystal: float32, shape of ``value``.

@@ -42,7 +42,7 @@ class Bonds:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Skeleton:
-    """Sites of a crystal whose elements are to be chosen.
+    """Sites of a crystal whose elements are to be chosen. Equal if all that is given is equal, bit for bit.
 
     Attributes:
         name: for people, such as ``C1`` or a file name.
@@ -57,6 +57,17 @@ class Skeleton:
     frac_coords: np.ndarray
     species: tuple[str, ...]
     source: str = ""
+
+    @functools.cached_property
+    def _identity(self) -> tuple[object, ...]:
+        arrays = (np.asarray(array, float) for array in (self.lattice, self.frac_coords))
+        return self.name, self.source, tuple(self.species), *(array.tobytes() for array in arrays)
+
+    def __eq__(self, other: object) -> bool:
+        return self._identity == other._identity if isinstance(other, Skeleton) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     @property
     def n_sites(self) -> int:
@@ -147,7 +158,9 @@ def _breadth_first(bonds: Bonds, n_sites: int, start: int) -> np.ndarray:
 
 @struct.dataclass
 class SkeletonTable:
-    """Arrays of K skeletons, padded to N sites, E bonds and P permutations.
+    """Arrays of K skeletons, padded to N sites, E bonds and P permutations; NumPy's, until a row is taken.
+
+    So a table is made without a device: in a process that JAX has not been started in, and must not be (a fork).
 
     Attributes:
         n_sites: int32 [K].
@@ -181,7 +194,7 @@ class SkeletonTable:
     def row(self, index: jax.Array) -> SkeletonTable:
         """The skeleton at ``index`` (every leaf loses its first axis). Free of gathers when there is only one."""
         single = self.n_sites.shape[0] == 1
-        return jax.tree.map(lambda leaf: leaf[0 if single else index], self)
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[0 if single else index], self)
 
 
 def stack(skeletons: Sequence[Skeleton], by_orbit: bool = False) -> SkeletonTable:
@@ -192,7 +205,7 @@ def stack(skeletons: Sequence[Skeleton], by_orbit: bool = False) -> SkeletonTabl
     edges = max(len(s.bonds.senders) for s in skeletons)
     perms = max(len(s.permutations) for s in skeletons)
     rows = [_padded_row(s, sites, edges, perms, by_orbit) for s in skeletons]
-    return jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *rows)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
 
 
 def _padded_row(skeleton: Skeleton, sites: int, edges: int, perms: int, by_orbit: bool) -> SkeletonTable:

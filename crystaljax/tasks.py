@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,8 +16,17 @@ PREFIXES = {"band_gap": "BandGap", "bulk_modulus": "BulkModulus", "density": "De
 """How the ids of a property's tasks begin."""
 MODES = ("site", "orbit", "substitution")
 """Modes of the environment, see :class:`crystaljax.env.CrystalEnv`."""
+OPTIONS = ("vocabulary", "mode", "observation", "in_phase", "skeletons")
+"""Options of :func:`make`, besides the target."""
 SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")
 ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
+MOST_SITES = {
+    **{"C1": 5, "C2": 5, "C3": 8, "C4": 5, "C5": 4, "C6": 4, "C7": 5, "Mixed": 8, "Five": 5},
+    **{"PerovskiteABX3": 5, "RocksaltAB": 2, "ZincblendeAB": 2, "CsClAB": 2, "FluoriteAX2": 3},
+}
+"""Sites of the largest of these crystals; here, so that registries can be filled without reading them."""
+REWARD_THRESHOLDS = {"band_gap": 0.9394, "bulk_modulus": -0.0834, "density": 0.9793}
+"""Least reward of a crystal that counts as a success: within 0.25 eV, 25 GPa or 0.25 g/cm3 of the task's target."""
 TABLES = {
     "band_gap": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2", "PerovskiteABX3"),
     "bulk_modulus": ("RocksaltAB", "ZincblendeAB", "CsClAB", "FluoriteAX2"),
@@ -51,6 +61,16 @@ class Task:
     mode: str
     evaluator: str | None = None
 
+    @property
+    def max_episode_steps(self) -> int:
+        """One more than the longest episode has in any mode, so that nothing is ever cut off."""
+        return MOST_SITES[self.crystals] + 1
+
+    @property
+    def reward_threshold(self) -> float:
+        """Reward from which on the task counts as solved; :data:`REWARD_THRESHOLDS`."""
+        return REWARD_THRESHOLDS[self.property]
+
 
 _TASKS = {
     f"{prefix}-{crystals}-v0": Task(f"{prefix}-{crystals}-v0", property_name, crystals, mode)
@@ -79,16 +99,19 @@ def task(task_id: str) -> Task:
     return _TASKS[task_id]
 
 
-def make_env(task_id: str, evaluator: str | Evaluator | None = None, **options: Any) -> CrystalEnv:
-    """The environment of a registered task; arguments as :func:`make`."""
+def make_env(
+    task_id: str, evaluator: str | Evaluator | None = None, *, target: float | None = None, **options: Any
+) -> CrystalEnv:
+    """The environment of a registered task; arguments as :func:`make`, but ``target`` is that of ``default_params``."""
     from crystaljax import library
     from crystaljax.env import CrystalEnv
 
     chosen = task(task_id)
+    _refuse_unknown(options)
     options.setdefault("mode", chosen.mode)
     options.setdefault("skeletons", library.crystals(chosen.crystals))
     evaluator = chosen.evaluator if evaluator is None else evaluator
-    return CrystalEnv(chosen.property, evaluator=evaluator, name=task_id, **options)
+    return CrystalEnv(chosen.property, evaluator=evaluator, target=target, name=task_id, **options)
 
 
 def make(
@@ -114,6 +137,7 @@ def make(
 
     Raises:
         ValueError: for an unknown task or option value.
+        TypeError: for an unknown option, or something that is no evaluator.
     """
     env = make_env(task_id, evaluator, **options)
     return env, env.default_params if target is None else env.with_target(target)
@@ -137,6 +161,17 @@ def make_custom(
     """
     from crystaljax.env import CrystalEnv
 
+    _refuse_unknown(options, without=("skeletons",))
     name = f"{PREFIXES.get(property_name, property_name)}-Custom"
     env = CrystalEnv(property_name, structures, evaluator, name=name, **options)
     return env, env.default_params if target is None else env.with_target(target)
+
+
+def _refuse_unknown(options: Mapping[str, Any], without: tuple[str, ...] = ()) -> None:
+    """Raise ``TypeError`` for an option that environments do not have, with the nearest of those that they have."""
+    known = [name for name in OPTIONS if name not in without]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            near = [option for option in known if option.startswith(name)] or near
+            raise TypeError(f"no option {name!r}; did you mean {near[0]!r}? There are {', '.join(known)}, and target")

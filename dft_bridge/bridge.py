@@ -17,6 +17,7 @@ from concurrent.futures import wait as futures_wait
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from crystaljax.dft_bridge.accounting import Account, Budget, Stats
 from crystaljax.dft_bridge.answers import CANCELLED, Answers
@@ -118,6 +119,18 @@ class Bridge:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def __copy__(self) -> Bridge:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Bridge:
+        return self  # workers and the store are there once: what holds a bridge can be copied, and shares it
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "a bridge has worker processes and an open store, so it cannot be pickled or sent to another process; "
+            "give the evaluator by name there (evaluator='planewave'), or open a bridge in that process"
+        )
+
     def bind(self, problem: Problem) -> BoundEvaluator:
         """The evaluator for a problem.
 
@@ -132,7 +145,7 @@ class Bridge:
         keys = [self._archive.keys(skeleton, problem.property) for skeleton in problem.skeletons]
 
         def canonical_on_device(numbers: jax.Array, skeleton: jax.Array) -> jax.Array:
-            return canonical(numbers, permutations[0 if len(keys) == 1 else skeleton])
+            return canonical(numbers, jnp.asarray(permutations)[0 if len(keys) == 1 else skeleton])
 
         def host(numbers: np.ndarray, skeletons: np.ndarray, pending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             try:

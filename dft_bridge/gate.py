@@ -67,7 +67,7 @@ def gate(host: Host, prepare: Prepare = _as_given) -> Query:
         numbers, skeleton, pending = jax.lax.stop_gradient((numbers, skeleton, pending))
         # Under shard_map the answers of both branches must have one type, varying over devices as the inputs do. A
         # callback's result forgets that; adding a zero made of the inputs brings it back.
-        zero = 0 * (numbers[0] + skeleton + pending)
+        zero = 0 * (numbers[0] + skeleton + pending.astype(jnp.int32))
 
         def ask(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
             prepared = prepare(numbers, skeleton)
