@@ -47,7 +47,7 @@ def make_annealing(config: AnnealingConfig, env: CrystalEnv, trunk: Any = None) 
         key, first_key = jax.random.split(key)
         designs = random_designs(first_key, env, config.lanes)
         env_params = jax.tree.map(jnp.asarray, env_params)
-        return AnnealingState(jnp.int32(0), key, env_params, designs, jnp.full(config.lanes, -jnp.inf))
+        return AnnealingState(jnp.int32(0), key, env_params, designs, jnp.full(config.lanes, -jnp.inf, jnp.float32))
 
     def update(state: AnnealingState) -> tuple[AnnealingState, dict[str, jax.Array], Records]:
         key, move_key, accept_key = jax.random.split(state.key, 3)

@@ -9,6 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+LEARNED = "learned"
+"""The loss that says whether the others mean anything, see :func:`learn_if`."""
+
 
 @struct.dataclass
 class Records:
@@ -17,7 +20,7 @@ class Records:
     Attributes:
         reward: float32 [T, L].
         finished: bool [T, L], an episode ended at this step; the fields below mean something only there.
-        value: float32 [T, L], property of the finished crystal in its unit, NaN if it failed.
+        value: float32 [T, L], property of the finished crystal in its unit; meaningless unless ``status`` is ``OK``.
         status: int32 [T, L], :class:`crystaljax.status.Status`.
         elements: int32 [T, L, N], vocabulary index of each site.
         skeleton: int32 [T, L].
@@ -66,13 +69,22 @@ class Agent(NamedTuple):
 def learn_if(
     ready: jax.Array, learn: Callable[[Any], tuple[Any, dict[str, jax.Array]]], learned: Any
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """``learn(learned)``, which returns it and losses, once ``ready``; before, nothing changes and losses are NaN."""
+    """``learn(learned)``, which returns it and losses, once ``ready``; before, nothing changes.
+
+    The losses gain :data:`LEARNED`, float32 []: 1, or 0 where all others are 0 as well and mean nothing. (NaN would say
+    so too, but stops a program under ``jax_debug_nans``.)
+    """
+
+    def now(learned: Any) -> tuple[Any, dict[str, jax.Array]]:
+        learned, losses = learn(learned)
+        return learned, losses | {LEARNED: jnp.float32(1)}
 
     def wait(learned: Any) -> tuple[Any, dict[str, jax.Array]]:
         losses = jax.eval_shape(learn, learned)[1]
-        return learned, jax.tree.map(lambda loss: jnp.full(loss.shape, jnp.nan, loss.dtype), losses)
+        zeros = jax.tree.map(lambda loss: jnp.zeros(loss.shape, loss.dtype), losses)
+        return learned, zeros | {LEARNED: jnp.float32(0)}
 
-    return jax.lax.cond(ready, learn, wait, learned)
+    return jax.lax.cond(ready, now, wait, learned)
 
 
 def whole_training(agent: Agent, updates: int, env_params: Any) -> Callable[..., tuple[Any, dict[str, Any], Records]]:

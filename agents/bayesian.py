@@ -90,7 +90,7 @@ def make_bayesian(config: BayesianConfig, env: CrystalEnv, trunk: Any = None) ->
     def init(key: jax.Array, env_params: EnvParams) -> BayesianState:
         empty = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: random_designs(key, env, room)))
         env_params = jax.tree.map(jnp.asarray, env_params)
-        return BayesianState(jnp.int32(0), key, env_params, empty, jnp.full(room, -jnp.inf))
+        return BayesianState(jnp.int32(0), key, env_params, empty, jnp.full(room, -jnp.inf, jnp.float32))
 
     def update(state: BayesianState) -> tuple[BayesianState, dict[str, jax.Array], Records]:
         key, seed_key = jax.random.split(state.key)

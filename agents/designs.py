@@ -28,8 +28,8 @@ class Designs(NamedTuple):
 def random_designs(key: jax.Array, env: CrystalEnv, count: int) -> Designs:
     """Every skeleton and every element with equal probability; leaves [count, ...]."""
     genes_key, skeleton_key = jax.random.split(key)
-    genes = jax.random.randint(genes_key, (count, env.max_sites), 0, env.num_actions)
-    return Designs(genes, jax.random.randint(skeleton_key, (count,), 0, len(env.skeletons)))
+    genes = jax.random.randint(genes_key, (count, env.max_sites), 0, env.num_actions, jnp.int32)
+    return Designs(genes, jax.random.randint(skeleton_key, (count,), 0, len(env.skeletons), jnp.int32))
 
 
 def elements(env: CrystalEnv, design: Designs) -> jax.Array:
@@ -77,7 +77,7 @@ def replace_gene(key: jax.Array, env: CrystalEnv, design: Designs) -> Designs:
 
 def another(key: jax.Array, env: CrystalEnv, genes: jax.Array) -> jax.Array:
     """Each gene, any shape, replaced by one of the others; unchanged if the vocabulary has no other."""
-    shift = jax.random.randint(key, genes.shape, 1, max(env.num_actions, 2))
+    shift = jax.random.randint(key, genes.shape, 1, max(env.num_actions, 2), genes.dtype)
     return (genes + shift) % env.num_actions
 
 

@@ -24,7 +24,7 @@ from crystaljax.env import CrystalEnv, EnvParams
 
 def epsilon(progress: jax.Array, config: DQNConfig) -> jax.Array:
     """Probability of a random action: from 1 down to ``final_epsilon``, linearly, over the exploration."""
-    explored = jnp.minimum(progress / max(config.exploration, 1e-9), 1.0)
+    explored = jnp.minimum(progress / jnp.maximum(config.exploration, 1e-9), 1.0)
     return 1.0 + explored * (config.final_epsilon - 1.0)
 
 

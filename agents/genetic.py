@@ -46,7 +46,7 @@ class GeneticState:
 
 def first_population(key: jax.Array, env: CrystalEnv, size: int) -> Population:
     """Random crystals that nothing is known of."""
-    return Population(random_designs(key, env, size), jnp.full(size, -jnp.inf))
+    return Population(random_designs(key, env, size), jnp.full(size, -jnp.inf, jnp.float32))
 
 
 def select(key: jax.Array, reward: jax.Array, count: int, tournament: int) -> jax.Array:

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.base import Agent, Records, learn_if
 from crystaljax.agents.designs import Designs, next_gene
 from crystaljax.agents.genetic import Population, breed, first_population, survive
 from crystaljax.agents.hyperparameters import HybridConfig, PPOConfig, PPOSettings
@@ -40,12 +40,12 @@ def decision(key: jax.Array, env: CrystalEnv, env_params: EnvParams, design: Des
     """A random moment of an episode that builds a crystal: the observation, and the action to carry on with."""
     start_key, time_key, blank_key = jax.random.split(key, 3)
     row = env.table.row(design.skeleton)
-    start = jax.random.randint(start_key, (), 0, row.n_sites)
-    time = jax.random.randint(time_key, (), 0, row.n_decisions)
+    start = jax.random.randint(start_key, (), 0, row.n_sites, jnp.int32)
+    time = jax.random.randint(time_key, (), 0, row.n_decisions, jnp.int32)
     decided = (row.order[start] == row.group[:, None]) & (jnp.arange(env.max_sites) < time)
     undecided = jnp.full(env.max_sites, env.vocabulary.blank, jnp.int32)
     if env.mode == "substitution":
-        drawn = jax.random.randint(blank_key, undecided.shape, 0, env.num_actions)
+        drawn = jax.random.randint(blank_key, undecided.shape, 0, env.num_actions, jnp.int32)
         undecided = jnp.where(row.site_mask, drawn, undecided)
     elements = jnp.where(decided.any(axis=1) & row.site_mask, design.genes[row.group], undecided)
     state = EnvState(time, elements, design.skeleton, start)
@@ -125,14 +125,11 @@ def make_hybrid(config: HybridConfig, env: CrystalEnv, trunk: nn.Module | None =
         built = jax.tree.map(lambda leaf: leaf[-1], records)
         population = survive(env, state.population, as_designs(env, built), built.reward)
 
-        def learn(network: Any, optimizer: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
-            return ppo.learn(learn_key, network, optimizer, transitions, kept, lanes, state.env_params)
+        def learn(learned: tuple[Any, Any]) -> tuple[tuple[Any, Any], dict[str, jax.Array]]:
+            *learned, losses = ppo.learn(learn_key, *learned, transitions, kept, lanes, state.env_params)
+            return tuple(learned), losses
 
-        def wait(network: Any, optimizer: Any) -> tuple[Any, Any, dict[str, jax.Array]]:
-            losses = jax.eval_shape(learn, network, optimizer)[2]
-            return network, optimizer, jax.tree.map(lambda loss: jnp.full(loss.shape, jnp.nan, loss.dtype), losses)
-
-        network, optimizer, losses = jax.lax.cond(is_search, wait, learn, state.network, state.optimizer)
+        (network, optimizer), losses = learn_if(~is_search, learn, (state.network, state.optimizer))
         network = jax.lax.cond(
             state.update + 1 == searching,
             lambda network: clone(clone_key, env, state.env_params, ppo, network, population, config),

@@ -7,6 +7,8 @@ of its flag. Defaults of the learning agents are those of CrystalGym (arXiv 2509
 from __future__ import annotations
 
 import dataclasses
+import sys
+from typing import Any
 
 POSITIVE = ("learning_rate", "alpha", "max_gradient", "clone_rate")
 FRACTIONS = (
@@ -14,11 +16,22 @@ FRACTIONS = (
     *("crossover", "mutation", "seeding"),
 )
 """Settings between 0 and 1, both included."""
+DECIDING = ("priority_exponent", "seeding")
+"""Real numbers that decide what is compiled, as whole numbers, truth values and names do."""
+
+
+def is_traced(value: Any) -> bool:
+    """Whether a value is known only inside of a compiled program (``jax.jit``, ``jax.vmap`` ...)."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """What every algorithm has.
+
+    Real numbers may be traced, so that ``jax.vmap`` can train with several learning rates or discounts at once; nothing
+    checks them then. What decides what is compiled (whole numbers above all) cannot be.
 
     Attributes:
         updates: updates in all; a run works it out from its episodes.
@@ -29,7 +42,12 @@ class AlgorithmConfig:
     lanes: int = 16
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
+        for field in dataclasses.fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if is_traced(value):
+                if "float" not in str(field.type) or name in DECIDING:
+                    raise TypeError(f"{name} decides what is compiled, so it cannot be mapped over; give a number")
+                continue
             if isinstance(value, int) and value < 1 and not isinstance(value, bool):  # whole numbers count something
                 raise ValueError(f"{name} is {value}; give at least 1")
             if name in POSITIVE and value <= 0:
@@ -89,7 +107,7 @@ class AnnealingConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature < 0:
+        if not is_traced(self.temperature) and self.temperature < 0:
             raise ValueError(f"temperature {self.temperature} is negative; give 0 or more")
 
 

@@ -73,6 +73,7 @@ def rollout(
     def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, dict[str, jax.Array]]]:
         action_key, env_key = jax.random.split(key)
         action, kept = choose(action_key, lanes)
+        action = action.astype(jnp.int32)  # a draw or an argmax is 64 bits wide where JAX has them enabled
         keys = jax.random.split(env_key, action.shape[0])
         observation, env_state, reward, terminated, truncated, info = step(keys, lanes.env_state, action, env_params)
         done = terminated | truncated

@@ -18,7 +18,7 @@ from crystaljax.agents import config as configs
 from crystaljax.agents import interrupt, report, tracking
 from crystaljax.agents.accounting import Accounting
 from crystaljax.agents.annealing import make_annealing
-from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.base import LEARNED, Agent, Records
 from crystaljax.agents.bayesian import make_bayesian
 from crystaljax.agents.checkpoints import Checkpoints
 from crystaljax.agents.config import RunConfig
@@ -107,9 +107,25 @@ def build_env(config: RunConfig, evaluator: str | Evaluator) -> tuple[CrystalEnv
 
 
 def build_agent(config: RunConfig, env: CrystalEnv | DelayedRewards) -> Agent:
-    """The algorithm of a run."""
+    """The algorithm of a run; raises ``ValueError`` for one that would not complete the run's episodes."""
     settings = dataclasses.replace(config.algorithm, updates=config.updates(env.horizon))
-    return MAKERS[type(settings)](settings, env, make_trunk(env, config.network))
+    agent = MAKERS[type(settings)](settings, env, make_trunk(env, config.network))
+    _refuse_other_length(config, agent, settings.updates, env.horizon)
+    return agent
+
+
+def _refuse_other_length(config: RunConfig, agent: Agent, updates: int, horizon: int) -> None:
+    """Raise ``ValueError`` unless so many updates of an agent complete the episodes of a run, and not one too many."""
+
+    def episodes(updates: int) -> int:
+        return updates * agent.steps // horizon * agent.lanes
+
+    if episodes(updates) < config.episodes or (updates > 1 and episodes(updates - 1) >= config.episodes):
+        raise ValueError(
+            f"{updates} updates of agent {config.agent} complete {episodes(updates)} episodes ({agent.steps} steps in "
+            f"{agent.lanes} lanes each, {horizon} to an episode), but the run has {config.episodes}; let "
+            f"{type(config.algorithm).__name__}.updates_for count the steps and lanes that the agent takes"
+        )
 
 
 def build_delayed_agent(config: RunConfig, evaluator: str | Evaluator) -> Agent:
@@ -423,6 +439,7 @@ class _Run:
         rewards = [episode.reward for episode in episodes]
         values = [episode.value for episode in episodes if episode.value is not None]
         stats = self.stats()
+        learned = losses.get(LEARNED, 1) != 0
         return {
             "update": self.update,
             "episodes": ledger.episodes,
@@ -434,7 +451,7 @@ class _Run:
             "refused": ledger.refused,
             "failures": {k: n for k, n in sorted(ledger.statuses.items()) if k != Status.OK.name},
             **({} if self.outstanding is None else {"outstanding": len(self.outstanding)}),
-            **{name: _number(value) for name, value in losses.items()},
+            **{name: _number(value) if learned else None for name, value in losses.items() if name != LEARNED},
             "dft_calls": stats.calls if stats else 0,
             "cache_hits": stats.memory_hits + stats.store_hits + stats.shared if stats else 0,
         }

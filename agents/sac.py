@@ -72,7 +72,9 @@ def make_sac(config: SACConfig, env: CrystalEnv, trunk: nn.Module | None = None)
         actor_key, critic_key = jax.random.split(key)
         params = actor.init(actor_key, observation)
         critics = jax.vmap(critic.init, in_axes=(0, None))(jax.random.split(critic_key), observation)
-        log_alpha = jnp.float32(math.log(config.alpha))
+        log_alpha = jnp.float32(
+            math.log(config.alpha) if isinstance(config.alpha, float | int) else jnp.log(config.alpha)
+        )
         return params, Critics(critics, critics, log_alpha, *map(optimizer.init, (params, critics, log_alpha)))
 
     def act(key: jax.Array, params: Any, observation: Any, progress: jax.Array) -> jax.Array:

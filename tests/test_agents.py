@@ -6,17 +6,28 @@ import dataclasses
 import math
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crystaljax.agents import dqn, rainbow, sac
-from crystaljax.agents.hyperparameters import DQNConfig, RainbowConfig, ReplayConfig, SACConfig
-from crystaljax.agents.networks import QValues
+from crystaljax.agents import dqn, ppo, rainbow, sac
+from crystaljax.agents.base import whole_training
+from crystaljax.agents.hyperparameters import (
+    ALGORITHMS,
+    DECIDING,
+    DQNConfig,
+    PPOConfig,
+    RainbowConfig,
+    ReplayConfig,
+    SACConfig,
+)
+from crystaljax.agents.networks import ActorCritic, Features, QValues
 from crystaljax.agents.networks.mlp import MLP
 from crystaljax.agents.networks.noisy import NOISE
 from crystaljax.agents.replay import SMALLEST_PRIORITY, make_replay, n_step
 from crystaljax.agents.rollout import Transition, first_lanes, rollout
+from crystaljax.agents.runner import MAKERS
 
 import crystaljax
 
@@ -223,9 +234,11 @@ def test_nothing_is_learned_before_the_start_and_targets_follow_on_time(problem)
     agent = dqn.make_dqn(config, env)
     update, states = quick_jit(agent.update), [quick_jit(agent.init)(jax.random.key(0), params)]
     for _ in range(5):
-        state, losses, _ = update(states[-1])
+        with jax.debug_nans(True):
+            state, losses, _ = update(states[-1])
         states.append(state)
-        assert np.isnan(losses["loss"]) == (len(states) < 3), "the first 16 steps are not enough"
+        assert bool(losses["learned"]) == (len(states) >= 3), "the first 16 steps are not enough"
+        assert (losses["loss"] > 0) == bool(losses["learned"])
 
     def equal(left, right):
         return all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (left, right)), strict=True))
@@ -312,3 +325,95 @@ def test_targets_can_be_vmapped(problem, name):
     train = jax.vmap(module.make_train(dataclasses.replace(config, updates=20), env, params), in_axes=axes)
     _, losses, records = jax.eval_shape(train, jax.random.key(0), targets)  # traces it; compiling takes long
     assert losses["loss"].shape == (2, 20) and records.reward.shape == (2, 20, 4, 16)
+
+
+# What users do with them
+
+
+SMALL_CONFIGS = {
+    "ppo": {"target_kl": 0.1},
+    "dqn": {"start": 32},
+    "rainbow": {"start": 32},
+    "sac": {"start": 32, "tune": True},
+    "random": {},
+    "ga": {},
+    "annealing": {},
+    "exhaustive": {"updates": 24},
+    "hybrid": {},
+    "bo": {},
+}
+
+
+@pytest.mark.parametrize("name", SMALL_CONFIGS)
+def test_agents_work_with_64_bits_enabled(problem, name):
+    """Traced, as types that do not fit are found so; compiling takes long."""
+    config = ALGORITHMS[name](**{"updates": 4, **SMALL_CONFIGS[name]})
+    with jax.enable_x64(True):
+        env, params = crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density", observation="flat")
+        agent = MAKERS[ALGORITHMS[name]](config, env)
+        train = whole_training(agent, config.updates, params)
+        _, _, records = jax.eval_shape(train, jax.random.key(0))
+    assert records.elements.dtype == jnp.int32 and records.reward.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["ppo", "dqn", "rainbow", "sac", "annealing", "ga", "hybrid"])
+def test_real_hyperparameters_can_be_vmapped(problem, name):
+    env, params = problem
+    kind, fixed = ALGORITHMS[name], {"updates": 4, **SMALL_CONFIGS[name]}
+    given = {field.name: getattr(kind(**fixed), field.name) for field in dataclasses.fields(kind)}
+    traced = {name: value for name, value in given.items() if type(value) is float and name not in DECIDING}
+    assert traced
+
+    def train(settings, key):
+        agent = MAKERS[kind](kind(**fixed | settings), env)
+        return whole_training(agent, fixed["updates"], params)(key)[2].reward
+
+    many = {name: jnp.full(3, value) for name, value in traced.items()}
+    assert jax.eval_shape(jax.vmap(train, (0, None)), many, jax.random.key(0)).shape[:2] == (3, 4)
+    for other in set(given) & {"lanes", "steps", "n_step", "priority_exponent", "seeding"}:
+        with pytest.raises(TypeError, match=f"{other} decides what is compiled"):
+            jax.eval_shape(jax.vmap(lambda x, other=other: kind(**{other: x}).lanes), jnp.ones(2))
+
+
+@pytest.mark.slow
+def test_each_learning_rate_learns_as_it_does_alone(problem):
+    env, params = problem
+
+    def train(learning_rate, discount):
+        settings = {"learning_rate": learning_rate, "discount": discount}
+        config = PPOConfig(updates=2, lanes=4, steps=4, epochs=1, minibatches=1, anneal=False, **settings)
+        return ppo.make_train(config, env, params)(jax.random.key(0))[0].network
+
+    rates, discounts = jnp.array([0.0, 1e-2, 1e-2]), jnp.array([0.9, 0.9, 0.5])
+    together = quick_jit(jax.vmap(train))(rates, discounts)
+    still, learned, other = (jax.tree.map(lambda leaf, i=i: leaf[i], together) for i in range(3))
+    alone = quick_jit(partial(train, 1e-2, 0.9))()
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), learned, alone)
+    kernels = [tree["params"]["policy"]["Dense_2"]["kernel"] for tree in (still, learned, other)]
+    assert np.abs(kernels[1] - kernels[0]).max() > 1e-3 and np.abs(kernels[2] - kernels[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: x, r"trunk Own returned an array with arrays of shapes \(47,\); it must return .*Features"),
+        (lambda x: Features(x, jnp.zeros((2, 3))), r"a Features with arrays of shapes \(47,\), \(2, 3\)"),
+        (lambda x: None, "a NoneType with arrays of shapes none"),
+    ],
+)
+@pytest.mark.parametrize("head", [ActorCritic, QValues])
+def test_a_trunk_that_returns_something_else_is_told_what_to_return(problem, head, returned, message):
+    class Own(MLP):
+        def __call__(self, observation):
+            return returned(observation)
+
+    class Bare(nn.Module):
+        def __call__(self, observation):
+            return Features(jnp.zeros((0, 0)), observation)
+
+    env, params = problem
+    observation, _ = jax.eval_shape(env.reset, jax.random.key(0), params)
+    with pytest.raises(TypeError, match=message):
+        jax.eval_shape(head(Own(), 18).init, jax.random.key(0), observation)
+    with pytest.raises(TypeError, match="trunk Bare has no head_layers"):
+        jax.eval_shape(head(Bare(), 18).init, jax.random.key(0), observation)

@@ -137,7 +137,7 @@ def test_a_reward_that_is_missing_counts_as_what_the_critic_expected():
     agent, params = make_delayed_ppo(config)
     state, _, first = agent.update(agent.init(jax.random.key(0), params))
     state, losses, _ = agent.update(state)
-    assert np.isnan(losses["loss"]), "nothing is learned before a rollout has waited"
+    assert losses["learned"] == 0 == losses["loss"], "nothing is learned before a rollout has waited"
     tickets, expected = np.asarray(first.ticket), np.asarray(state.waiting.kept.value[0])
     half = np.where(np.arange(4)[:, None] < 2, tickets, NO_TICKET).reshape(-1)
     some = agent.deliver(state, half, jnp.full(16, 0.7))

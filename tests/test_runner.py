@@ -28,10 +28,13 @@ from crystaljax.agents.hyperparameters import (
     PPOConfig,
     RainbowConfig,
     RandomConfig,
+    RolloutConfig,
     SACConfig,
+    SearchConfig,
 )
 from crystaljax.agents.ledger import Ledger, formula
-from crystaljax.agents.runner import sweep, train
+from crystaljax.agents.random_search import make_random_search
+from crystaljax.agents.runner import MAKERS, build_agent, build_env, sweep, train
 from crystaljax.agents.runs import sweep_seeds
 
 import crystaljax
@@ -67,6 +70,39 @@ class Scripted:
             self.at(len(calls))
 
         return bound._replace(check=check)
+
+
+def own_agent(settings, env, trunk):
+    """An agent of a user's, whose updates take one episode of each lane."""
+    return make_random_search(RandomConfig(lanes=settings.lanes, steps=env.horizon), env, trunk)
+
+
+@pytest.mark.parametrize(
+    ("base", "steps", "episodes", "message"),
+    [
+        (
+            RolloutConfig,
+            32,
+            64,
+            "1 updates of agent own complete 16 episodes .2 steps in 16 lanes each",
+        ),
+        (RolloutConfig, 1, 64, "8 updates of agent own complete 128 episodes"),
+        (RolloutConfig, 2, 64, None),
+        (SearchConfig, None, 60, None),
+    ],
+)
+def test_updates_complete_the_episodes_of_a_run(monkeypatch, base, steps, episodes, message):
+    OwnConfig = dataclasses.dataclass(frozen=True, kw_only=True)(type("OwnConfig", (base,), {}))
+    monkeypatch.setitem(configs.ALGORITHMS, "own", OwnConfig)
+    monkeypatch.setitem(MAKERS, OwnConfig, own_agent)
+    algorithm = OwnConfig(lanes=16) if steps is None else OwnConfig(lanes=16, steps=steps)
+    config = dataclasses.replace(CONFIG, algorithm=algorithm, episodes=episodes)
+    env = build_env(config, "unrelaxed-density")[0]
+    if message is None:
+        assert build_agent(config, env).lanes == 16
+        return
+    with pytest.raises(ValueError, match=f"{message}.*the run has 64; let OwnConfig.updates_for"):
+        build_agent(config, env)
 
 
 class Blocking:

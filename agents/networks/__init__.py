@@ -42,7 +42,7 @@ def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
         raise ValueError(f"unknown network {name!r}: use one of {NETWORKS}")
     if (name == "mlp") != flat:
         raise ValueError(f"the {name} network does not read {env.observation_type} observations; use {fitting!r}")
-    scale = env.objective.target
+    scale = env.objective.scale
     if flat:
         return MLP()
     if name == "transformer":

@@ -64,6 +64,28 @@ class Perceptron(nn.Module):
         return NoisyDense(width) if self.noisy else nn.Dense(width, kernel_init=init)
 
 
+def read(trunk: nn.Module, observation: Any) -> tuple[tuple[int, ...], Any, jax.Array]:
+    """What a head needs of a trunk: widths of the head's layers, their activation, and the summary of an observation.
+
+    Raises:
+        TypeError: for a trunk that does not have them, or returns something else.
+    """
+    name = type(trunk).__name__
+    for field in ("head_layers", "activation"):
+        if not hasattr(trunk, field):
+            raise TypeError(f"the trunk {name} has no {field}; give it the fields head_layers and activation")
+    features = trunk(observation)
+    summary = getattr(features, "summary", None)
+    if jnp.ndim(0 if summary is None else summary) != 1:
+        kind = "an array" if isinstance(features, jax.Array) else f"a {type(features).__name__}"
+        shapes = ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(features))
+        raise TypeError(
+            f"the trunk {name} returned {kind} with arrays of shapes {shapes or 'none'}; it must "
+            "return crystaljax.agents.networks.Features(sites (N, D), summary (G,)) of one observation"
+        )
+    return trunk.head_layers, trunk.activation, summary
+
+
 class ActorCritic(nn.Module):
     """An observation to ``(logits float32 [V], value float32 [])``.
 
@@ -77,8 +99,7 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Any) -> tuple[jax.Array, jax.Array]:
-        layers, activation = self.trunk.head_layers, self.trunk.activation
-        summary = self.trunk(observation).summary
+        layers, activation, summary = read(self.trunk, observation)
         logits = Perceptron(layers, self.num_actions, activation, POLICY_INIT, name="policy")(summary)
         return logits, Perceptron(layers, 1, activation, name="critic")(summary)[0]
 
@@ -101,8 +122,7 @@ class QValues(nn.Module):
 
     @nn.compact
     def __call__(self, observation: Any) -> jax.Array:
-        layers, activation = self.trunk.head_layers, self.trunk.activation
-        summary = self.trunk(observation).summary
+        layers, activation, summary = read(self.trunk, observation)
         outputs = self.num_actions * self.atoms
         scores = Perceptron(layers, outputs, activation, POLICY_INIT, self.noisy, name="advantage")(summary)
         scores = scores.reshape(self.num_actions, self.atoms)
