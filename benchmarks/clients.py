@@ -1,9 +1,11 @@
-"""Other people's training code on our environment: jaxnasium and rejax PPO on ``Density-C1-v0``.
+"""Other people's training code on our environment: PPO of jaxnasium, rejax and Stable-Baselines3 on ``Density-C1-v0``.
 
 ``python -m benchmarks clients`` (needs ``pip install 'crystaljax[benchmark]'``). jaxnasium makes the environment
-through gymnax' registry, without an adapter; rejax takes the five-tuple adapter. The evaluator is the density of the
-unrelaxed cell, so no DFT runs. Reported is the mean reward of sampled episodes after training, over the best reward
-that any labeling reaches (found by trying every composition). The last line is one JSON object.
+through gymnax' registry, without an adapter; rejax takes the five-tuple adapter, Stable-Baselines3 its ``VecEnv`` (left
+out unless ``pip install 'crystaljax[sb3]'``). The evaluator is the density of the unrelaxed cell, so no DFT runs.
+Reported is the mean reward of sampled episodes after training, over the best reward that any labeling reaches (found by
+trying every composition), and the CPU time of a step of a single Gymnasium environment. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import itertools
 import json
 import time
 
+import gymnasium
 import jax
 import jaxnasium
 import numpy as np
@@ -28,6 +31,7 @@ TASK = "Density-C1-v0"
 EVALUATOR = "unrelaxed-density"
 STEPS = 200_000
 EPISODES = 256
+SINGLE_STEPS = 500
 
 
 def best_reward(env: crystaljax.CrystalEnv, target: float) -> float:
@@ -78,6 +82,46 @@ def train_rejax(seed: int) -> float:
     return float(np.mean(returns[-1]))
 
 
+def train_stable_baselines(seed: int) -> float | None:
+    """Mean reward of Stable-Baselines3's PPO, sampled actions; ``None`` where it is not installed."""
+    try:
+        from stable_baselines3 import PPO as StableBaselinesPPO
+        from stable_baselines3.common.evaluation import evaluate_policy
+    except ModuleNotFoundError:
+        return None
+    from crystaljax.stable_baselines import StableBaselinesVecEnv
+
+    env, params = crystaljax.make(TASK, EVALUATOR, observation="flat")
+    lanes = StableBaselinesVecEnv(env, 32, params)
+    model = StableBaselinesPPO(
+        "MlpPolicy",
+        lanes,
+        n_steps=40,
+        batch_size=320,
+        n_epochs=4,
+        learning_rate=1e-3,
+        ent_coef=0.001,
+        seed=seed,
+        device="cpu",
+    )
+    model.learn(STEPS)
+    return float(evaluate_policy(model, lanes, EPISODES, deterministic=False, warn=False)[0])
+
+
+def step_milliseconds(observation: str) -> float:
+    """CPU milliseconds of a step of a single Gymnasium environment, resets included; the best of ten rounds."""
+    env = gymnasium.make(TASK, evaluator=EVALUATOR, observation=observation)
+    best = float("inf")
+    for _ in range(10):
+        env.reset(seed=0)
+        start = time.process_time()
+        for _ in range(SINGLE_STEPS):
+            if env.step(3)[2]:
+                env.reset()
+        best = min(best, (time.process_time() - start) / SINGLE_STEPS)
+    return 1e3 * best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=10)
@@ -86,13 +130,22 @@ def main() -> None:
     best = best_reward(env, float(params.target))
     print(f"best reachable reward {best:.6f}")
     ratios = {}
-    for name, train in (("jaxnasium", train_jaxnasium), ("rejax", train_rejax)):
+    for name, train in (
+        ("jaxnasium", train_jaxnasium),
+        ("rejax", train_rejax),
+        ("stable-baselines3", train_stable_baselines),
+    ):
         start = time.perf_counter()
         reward = train(seed)
+        if reward is None:
+            print(f"{name} is not installed")
+            continue
         ratios[name] = round(reward / best, 4)
         seconds = time.perf_counter() - start
         print(f"{name}: mean reward {reward:.4f} after {STEPS:,} steps, {seconds:.0f} s", flush=True)
-    print(json.dumps({"reward_ratio": ratios, "best_reward": best, "steps": STEPS, "seed": seed}))
+    steps = {observation: round(step_milliseconds(observation), 3) for observation in ("flat", "graph")}
+    found = {"reward_ratio": ratios, "best_reward": best, "steps": STEPS, "seed": seed, "step_cpu_ms": steps}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
