@@ -136,6 +136,12 @@ def test_a_key_keeps_its_first_row(store):
     assert len(store) == 2 and store.read(["cj0a"])["cj0a"] == GOOD
 
 
+def test_a_failure_gives_way_to_a_success(store):
+    store.write([record("cj0a", BAD)])
+    store.write([record("cj0a")])
+    assert len(store) == 1 and store.read(["cj0a"])["cj0a"] == GOOD
+
+
 def test_many_keys_in_one_lookup(store):
     keys = [f"cj{i:064x}" for i in range(1200)]
     store.write([record(key, Result(float(i), Status.OK)) for i, key in enumerate(keys)])

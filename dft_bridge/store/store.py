@@ -15,7 +15,7 @@ from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import databases, schema
 from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
 from crystaljax.dft_bridge.store.records import Record, Row, result_of
-from crystaljax.dft_bridge.store.table import all_rows, find, insert_rows, read_rows
+from crystaljax.dft_bridge.store.table import all_rows, find, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -82,16 +82,15 @@ class Store:
             return {key: result_of(decode(pairs), decode(data)) for key, pairs, data in rows}
 
     def write(self, records: Sequence[Record]) -> None:
-        """Store the records in one transaction, durable on return; a key that is there already keeps its row."""
-        distinct: dict[str, Record] = {}
+        """Store the records in one transaction, durable on return.
+
+        A key that is there already keeps its row, but a failure gives way to a success.
+        """
+        rows: dict[str, Row] = {}
         for record in records:
-            distinct.setdefault(record.key, record)
+            rows.setdefault(record.key, Row.of(record))
         with self.transaction(write=True) as connection:
-            for (key,) in list(find(self.database, connection, distinct, "found.value")):
-                del distinct[key]
-            rows = [Row.of(record) for record in distinct.values()]
-            insert_rows(self.database, connection, rows)
-            self._note(connection, rows)
+            self._note(connection, merge_chunk(self.database, connection, rows, Merged()))
 
     def __len__(self) -> int:
         with self.transaction() as connection:
