@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, Result, about_the_machine
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, Result, about_the_machine, check_plain
 
 from crystaljax.status import Status
 
@@ -85,6 +85,10 @@ def _checked(result: Any, seconds: float) -> Result:
     if result.status == Status.OK and not np.isfinite(result.value):
         result = Result.failure(Status.INVALID_RESULT, f"the engine returned {result.value}", **result.details)
     details = json.loads(json.dumps(result.details, default=_plain))
+    try:
+        check_plain(details, "details")
+    except ValueError as error:  # of an engine of the user's; the value is good
+        details = {"left_out": str(error)}
     return dataclasses.replace(result, seconds=result.seconds or seconds, details=details)
 
 

@@ -435,9 +435,39 @@ def test_an_export_of_the_first_version_can_be_imported(version_1, file, tmp_pat
         (lambda line: line.replace('"schema":2', '"schema":9'), "schema 9, newer than 2"),
         (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8]'), r"must be \[N\]"),
         (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8,900]'), "atomic numbers must be 1-118"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8,12.7]'), "a list of whole numbers"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[true,12]'), "a list of whole numbers"),
+        (lambda line: line.replace('"numbers":[8,12]', f'"numbers":[8,{"9" * 310}]'), "atomic numbers must be 1-118"),
+        (lambda line: line.replace('"numbers":[8,12]', f'"numbers":{[8] * 2000}'), "it has 2000 sites"),
+        (lambda line: line.replace('"schema":2', '"schema":1e400'), "its schema is inf"),
+        (lambda line: line.replace('"schema":2', '"schema":true'), "its schema is True"),
+        (lambda line: line.replace('"seconds":80.0', '"seconds":true'), "its seconds is True, which is no"),
+        (lambda line: line.replace('"seconds":80.0', f'"seconds":{"9" * 310}'), "its seconds is 9999.*is no finite"),
+        (lambda line: line.replace('"seconds":80.0', f'"seconds":{"9" * 5000}'), "no result"),
+        (lambda line: line.replace('"seconds":80.0', '"seconds":Infinity'), "its seconds is inf"),
+        (lambda line: re.sub('"created":[^,]*', '"created":"now"', line), "its created is 'now'"),
+        (lambda line: re.sub('"created":[^,]*', '"created":NaN', line), "its created is nan"),
+        (lambda line: re.sub('"user":[^}]*', '"user":["a"]', line), r"its user is \['a'\]"),
+        (lambda line: re.sub('"user":[^}]*', r'"user":"\\ud800"', line), "characters that are none"),
+        (lambda line: line.replace('"message":"', r'"message":"\u0000'), "characters that are none"),
+        (lambda line: line.replace('"log":"', '"log":["'), "no result"),
+        (lambda line: line.replace('"iterations":60', '"x":{"__ndarray__":[[3],"float64",[1,2]]}'), "only ASE may use"),
+        (lambda line: line.replace('"iterations":60', '"x":[{"__ase_objtype__":"atoms"}]'), "only ASE may use"),
+        (lambda line: line.replace('"iterations":60', '"x":{"__datetime__":"2000"}'), "only ASE may use"),
+        (lambda line: line.replace('"cutoff":400.0', '"__complex__":[1,2]'), "only ASE may use"),
+        (lambda line: line.replace('"iterations":60', f'"x":{"9" * 310}'), "more than 64 bits"),
+        (lambda line: line.replace('"iterations":60', f'"x":{"[" * 50}{"]" * 50}'), "nested more than 30 deep"),
+        (lambda line: line.replace('"iterations":60', f'"x":{"[" * 10**5}{"]" * 10**5}'), "nested too deeply"),
+        (lambda line: line.replace('"iterations":60', f'"x":"{"y" * 5 * 10**6}"'), "characters and more"),
+        (lambda line: line.replace('"cutoff":400.0', '"cutoff":NaN'), "which is no finite number"),
+        (lambda line: re.sub('"positions":.*?]]', '"positions":[[1,2],[3,4]]', line), r"must be \[N\]"),
+        (lambda line: re.sub('"positions":.*?]]', '"positions":[[1,2,true],[3,4,5]]', line), "its positions is True"),
+        (lambda line: re.sub('"cell":.*?]]', f'"cell":[[1,2,{"9" * 310}],[3,4,5],[5,6,7]]', line), "its cell is 9999"),
+        (lambda line: re.sub('"cell":.*?]]', '"cell":[[1,0,0],[2,0,0],[0,0,1]]', line), "no result"),
     ],
 )
 def test_a_changed_line_is_refused(file, tmp_path, change, reason):
+    """By its number and the reason; the others are taken over, and whatever is there can be used."""
     path = tmp_path / "lines.jsonl"
     file.write([real(), real([12, 8], BAD)])
     lines(file, tmp_path)
@@ -445,9 +475,102 @@ def test_a_changed_line_is_refused(file, tmp_path, change, reason):
     assert change(second) != second
     path.write_text(f"{first}\n{change(second)}\n")
     target = Store(tmp_path / "target.db")
-    with pytest.raises(StoreError, match=reason):
-        read_file(target, path)
-    assert not target.path.exists(), "one bad line, and nothing is taken over"
+    merged = read_file(target, path)
+    assert (merged.added, merged.refused) == (1, 1) and verify(target) == Findings(2, 1)
+    (problem,) = merged.problems
+    assert problem.startswith(f"line 2 of {path} is no result: ") and len(problem) < 400
+    assert re.search(reason, problem)
+
+
+def test_the_value_of_a_line_must_be_a_number(file, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    file.write([real()])
+    lines(file, tmp_path)
+    sound = path.read_text()
+    values = ["true", '"5.1"', "[5.1]", "9" * 310, "1e400", "NaN", "null"]
+    path.write_text("".join(sound.replace('"value":5.1', f'"value":{value}') for value in values) + sound)
+    target = Store(tmp_path / "target.db")
+    merged = read_file(target, path)
+    assert (merged.added, merged.refused, len(merged.problems)) == (1, len(values), len(values))
+    assert [row.value for row in target.rows()] == [5.1]
+
+
+def test_a_file_without_a_result_is_one_error_and_makes_no_store(file, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(StoreError, match="line 1 of .* is no result.* no line of .* is a result, so nothing was"):
+        read_file(file, path)
+    assert not file.path.exists()
+
+
+def poisoned(store, statement):
+    """A store with ten rows of which the third is as somebody else may have made it."""
+    store.write(many(10))
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE systems SET {statement} WHERE id=3")
+    return store
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        """calculator_parameters='{"__ase_objtype__": "moon", "x": NaN}'""",
+        """calculator_parameters='{"__ndarray__": [[9], "float64", [1]], "x": NaN}'""",
+        """data=x'0800000000000000' || '{"details":{"__ase_objtype__":"atoms"},"message":"","log":"","x":NaN}'""",
+        """data=x'0800000000000000' || '{"details":{"x":{"__ndarray__":[[9],"float64",[1]]}},"message":"","log":""}'""",
+        f"""data=x'0800000000000000' || '{{"details":{"[" * 10**5}{"]" * 10**5}}}'""",
+        "key_value_pairs='[]'",
+        "key_value_pairs=5",
+        "key_value_pairs='{}'",
+        """key_value_pairs=replace(key_value_pairs, '"value": 2.0', '"value": true')""",
+        """key_value_pairs=replace(key_value_pairs, '"status": "OK"', '"status": ["OK"]')""",
+        "numbers=zeroblob(4000000)",
+        "numbers=NULL",
+        "positions='text'",
+        "ctime='now'",
+        "username=x'ff'",
+    ],
+)
+def test_a_poisoned_row_is_named_and_spoils_nothing_else(file, tmp_path, statement):
+    poisoned(file, statement)
+    problems = []
+    rows = list(file.rows(problems=problems))
+    assert len(rows) == 9 and len(problems) == 1 and problems[0].startswith(f"row 3 of {file.path} is no result")
+    with pytest.raises(StoreError, match="row 3 of .* is no result.*`repair` drops it"):
+        write_lines(file.rows(), open(tmp_path / "lines.jsonl", "w"))
+    other = Store(tmp_path / "other.db")
+    assert other.merge(file.rows(problems=[])).added == 9
+    assert verify(other) == Findings(2, 9) and verify(file).good == 9
+    repair(file)
+    assert verify(file) == Findings(2, 10), "the row that was written is in the journal"
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("CREATE TRIGGER evil AFTER INSERT ON systems BEGIN DELETE FROM systems; END", "trigger evil"),
+        ("CREATE TEMP TABLE x(y); CREATE VIEW evil AS SELECT * FROM systems", "view evil"),
+        ("ALTER TABLE keys RENAME TO k; CREATE VIEW keys AS SELECT * FROM k", "view keys"),
+        ("CREATE VIRTUAL TABLE evil USING fts5(text)", "table evil"),
+    ],
+)
+def test_programs_in_a_file_of_somebody_else_are_seen_when_it_is_opened(file, statement, what):
+    file.write(many(3))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.executescript(statement)
+    foreign = Store(file.path)
+    uses = (foreign.open, lambda: foreign.read(["cj0"]), lambda: list(foreign.rows()), lambda: verify(foreign))
+    for use in (*uses, lambda: foreign.write(many(4)), lambda: repair(foreign)):
+        with pytest.raises(StoreError, match=f"it holds the '{what}', which runs"):
+            use()
+
+
+def test_a_schema_that_is_no_number_is_explained(file):
+    file.write(many(1))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE information SET value='9e999' WHERE name='crystaljax_schema'")
+    with pytest.raises(StoreError, match="its schema is '9e999', which no CrystalJAX has written"):
+        Store(file.path).open()
 
 
 def test_merge(store, tmp_path):

@@ -6,6 +6,8 @@ Everything here is NumPy and plain data, so that it travels to worker processes 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import signal
 from collections.abc import Sequence
 from subprocess import CalledProcessError
@@ -17,6 +19,12 @@ from crystaljax.status import Status
 
 PROPERTIES = ("band_gap", "bulk_modulus", "density")
 """Names of the properties an engine may be asked for; units eV, GPa, g/cm3."""
+
+
+DEEPEST = 30
+"""Tables and lists within each other, in the details of a result and in a fingerprint."""
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""Characters that no store can hold: PostgreSQL has no NUL, UTF-8 no surrogates."""
 
 
 class EngineNotReady(RuntimeError):
@@ -144,3 +152,35 @@ class BatchEngine(Engine, Protocol):
 
     def start_worker(self) -> None:
         """Called once in every worker process, before its first calculation."""
+
+
+def check_plain(value: Any, what: str, finite: bool = False, depth: int = 0) -> None:
+    """Raise ``ValueError`` unless a value is data that every part of a store can hold and give back as it is.
+
+    ASE keeps arrays and objects as tables with names such as ``__ndarray__``, and makes them when it reads a row; in
+    data of somebody else such a name would be made into whatever it says.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"its {what} are nested more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if not isinstance(name, str) or name.startswith("__"):
+                raise ValueError(f"its {what} have the name {name!r:.40}, which only ASE may use")
+            check_plain(name, what)
+            check_plain(entry, what, finite, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            check_plain(entry, what, finite, depth + 1)
+    elif isinstance(value, str):
+        if NO_TEXT.search(value):
+            raise ValueError(f"its {what} hold a text with characters that are none: {value!r:.40}")
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise ValueError(f"its {what} hold an array of {value.dtype}")
+    elif type(value) is int:
+        if abs(value) >= 2**63:
+            raise ValueError(f"its {what} hold a whole number of more than 64 bits")
+    elif not (value is None or type(value) in (bool, float)):
+        raise ValueError(f"its {what} hold {type(value).__name__}, which is no plain data")
+    elif finite and type(value) is float and not math.isfinite(value):
+        raise ValueError(f"its {what} hold {value}, which is no finite number")

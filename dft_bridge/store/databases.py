@@ -65,6 +65,9 @@ class Database(Protocol):
     def has(self, connection: Any, name: str) -> bool:
         """Whether there is a table or index of this name."""
 
+    def programs(self, connection: Any) -> list[str]:
+        """What of a file of somebody else would run when it is read or written, such as ``trigger x``."""
+
     def wanted(self, keys: Sequence[str]) -> Any:
         """The keys as the parameter of ``match``."""
 
@@ -124,6 +127,7 @@ class Sqlite:
     def transaction(self, write: bool) -> Iterator[sqlite3.Connection]:
         connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
         with contextlib.closing(connection):
+            connection.execute("PRAGMA trusted_schema=OFF")  # the file may come from anybody
             # Durable also when the power fails right after a commit, on any file system.
             connection.execute("PRAGMA synchronous=EXTRA")
             if write:
@@ -151,6 +155,13 @@ class Sqlite:
 
     def has(self, connection: sqlite3.Connection, name: str) -> bool:
         return bool(connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name=?", [name]).fetchone()[0])
+
+    def programs(self, connection: sqlite3.Connection) -> list[str]:
+        query = (
+            "SELECT type || ' ' || name FROM sqlite_master WHERE type IN ('trigger', 'view') "
+            "OR (type = 'table' AND sql LIKE 'CREATE VIRTUAL%') ORDER BY rowid"
+        )
+        return [name for (name,) in connection.execute(query)]
 
     def wanted(self, keys: Sequence[str]) -> str:
         return json.dumps(list(keys))
@@ -248,6 +259,9 @@ class Postgres:
 
     def has(self, connection: Any, name: str) -> bool:
         return self.execute(connection, "SELECT to_regclass(?)", [name]).fetchone()[0] is not None
+
+    def programs(self, connection: Any) -> list[str]:
+        return []  # they are the server's, not a file's
 
     def wanted(self, keys: Sequence[str]) -> list[str]:
         return list(keys)

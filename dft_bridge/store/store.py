@@ -14,7 +14,7 @@ from crystaljax.dft_bridge.engines.base import Result
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import databases, schema
 from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
-from crystaljax.dft_bridge.store.records import Record, Row, result_of
+from crystaljax.dft_bridge.store.records import UNREADABLE, Record, Row, result_of
 from crystaljax.dft_bridge.store.table import all_rows, find, read_rows
 
 logger = logging.getLogger(__name__)
@@ -96,21 +96,38 @@ class Store:
         with self.transaction() as connection:
             return self.database.execute(connection, "SELECT COUNT(*) FROM systems").fetchone()[0]
 
-    def rows(self, data: bool = True) -> Iterator[Row]:
+    def rows(self, data: bool = True, problems: list[str] | None = None) -> Iterator[Row]:
         """All rows, oldest first; ``data``: with their fingerprint, details, message and log.
 
-        Reads only, also a store of an older version. Others may write meanwhile; their rows come last.
+        Reads only, also a store of an older version. Others may write meanwhile; their rows come last. A row that makes
+        no sense (:meth:`~crystaljax.dft_bridge.store.records.Row.check`) is left out, and named in ``problems``.
+
+        Raises:
+            StoreError: there is such a row, and no list for it; names the row.
         """
         last = 0
         while True:
             with self.transaction(upgrade=False) as connection:
                 if not last and not schema.version(self.database, connection):
                     return
-                rows = list(read_rows(self.database, connection, after=last, data=data))
-            if not rows:
+                found = list(read_rows(self.database, connection, after=last, data=data))
+            if not found:
                 return
-            yield from rows
-            last = rows[-1].id
+            for id, row in found:
+                try:
+                    if isinstance(row, Exception):
+                        raise row
+                    row.check(data)
+                except UNREADABLE as error:
+                    problem = f"row {id} of {self.name} is no result ({str(error) or type(error).__name__})"
+                    if problems is None:
+                        raise StoreError(
+                            f"{problem}; `crystaljax store verify` says more, `repair` drops it"
+                        ) from error
+                    problems.append(problem)
+                    continue
+                yield row
+            last = found[-1][0]
 
     def version(self) -> int:
         """The schema of the store as it is; 0 if it is empty."""
@@ -131,13 +148,14 @@ class Store:
         def renewed() -> Iterator[Row]:
             for row in rows:
                 try:
+                    row.check()
                     key = row.expected_key(keys)
-                except ValueError:  # no crystal
-                    key = ""
-                if key and (key == row.key or version < schema.SCHEMA):
-                    yield row.with_key(key)
+                    if version == schema.SCHEMA and key != row.key:
+                        raise ValueError("its key is not that of its crystal, property and settings")
+                except UNREADABLE as error:  # no crystal, or what no result holds
+                    merged.refuse(f"{f'row {row.id}: ' if row.id else ''}{error}")
                 else:
-                    merged.refused += 1
+                    yield row.with_key(key)
 
         for chunk in chunks(renewed()):
             with self.transaction(write=True) as connection:

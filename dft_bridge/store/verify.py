@@ -11,12 +11,9 @@ from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import schema
 from crystaljax.dft_bridge.store.databases import INDEX
 from crystaljax.dft_bridge.store.journal import checksum
-from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.records import UNREADABLE, Row
 from crystaljax.dft_bridge.store.store import Store, StoreError
 from crystaljax.dft_bridge.store.table import CHUNK, read_rows
-
-_UNREADABLE = (ValueError, KeyError, TypeError, AssertionError, IndexError, AttributeError, OverflowError)
-"""What decoding raises on bytes that are not what was written."""
 
 
 @dataclasses.dataclass
@@ -126,7 +123,7 @@ def _checked(
                         raise ValueError(f"ASE's tables say that its {name} is {column.get(row.id)}")
                 if written and row.key in written and checksum(row.to_json(schema.SCHEMA)) not in written[row.key]:
                     raise ValueError("it is not what was written, says the journal")
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 findings.problems.append(f"row {row.id}: {error}")
                 continue
             seen[row.key] = row.id
@@ -159,8 +156,8 @@ def _readable(store: Store, after: int, upto: int, findings: Findings) -> list[R
     """The rows of a range of ids, without those whose page or content is damaged."""
     try:
         with store.transaction(upgrade=False) as connection:
-            return list(read_rows(store.database, connection, after, upto))
-    except (StoreError, *_UNREADABLE) as error:
+            found = list(read_rows(store.database, connection, after, upto))
+    except (StoreError, *UNREADABLE) as error:
         if isinstance(error, StoreError) and not store.database.damaged(error.__cause__):
             raise
         if upto - after > 1:
@@ -168,3 +165,5 @@ def _readable(store: Store, after: int, upto: int, findings: Findings) -> list[R
             return _readable(store, after, middle, findings) + _readable(store, middle, upto, findings)
         findings.problems.append(f"row {upto} cannot be read: {error.__cause__ or error}")
         return []
+    findings.problems += [f"row {id} cannot be read: {row}" for id, row in found if isinstance(row, Exception)]
+    return [row for _, row in found if isinstance(row, Row)]
