@@ -16,6 +16,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ase.db
@@ -27,6 +29,7 @@ from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
 from crystaljax.dft_bridge.store import journal as journal_module
+from crystaljax.dft_bridge.store import repair as repair_module
 from crystaljax.dft_bridge.store import verify as verify_module
 from crystaljax.dft_bridge.store.export import read_file, write_lines
 from crystaljax.dft_bridge.store.journal import SUFFIX
@@ -797,18 +800,120 @@ def test_a_new_store_beside_the_journal_of_another_says_so(file, caplog):
     assert verify(again) == Findings(2, 4)
 
 
-def test_repair_refuses_a_store_that_is_written_to(file, monkeypatch):
+@pytest.mark.parametrize("moment", ["read", "copied"])
+def test_who_writes_while_a_store_is_repaired_writes_to_the_new_file(file, monkeypatch, moment):
+    """A row that comes at any moment of a repair is there afterwards; it waits until the repair is over."""
     file.write(many(3))
-    original = Store.merge
+    writer = threading.Thread(target=lambda: Store(file.path).write(many(4)[3:]))
+    module, name = {"read": (Store, "merge"), "copied": (repair_module, "_copied")}[moment]
+    original = getattr(module, name)
 
-    def meanwhile(self, rows, *arguments):
-        file.write(many(4)[3:])
-        return original(self, rows, *arguments)
+    def meanwhile(*arguments):
+        if not writer.ident:
+            writer.start()
+            time.sleep(0.3)
+            assert writer.is_alive(), "it waits"
+        return original(*arguments)
 
-    monkeypatch.setattr(Store, "merge", meanwhile)
-    with pytest.raises(StoreError, match="another process writes to .*; end it and repair again"):
-        repair(file)
-    assert verify(file) == Findings(2, 4) and len(list(file.path.parent.iterdir())) == 2
+    monkeypatch.setattr(module, name, meanwhile)
+    repair(file)
+    writer.join()
+    assert verify(file) == Findings(2, 4)
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["results.db", "results.db.damaged", JOURNAL]
+
+
+def test_a_process_that_writes_through_many_repairs_loses_nothing(file):
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_store import Store, many
+        store = Store({str(file.path)!r})
+        for record in many(20):
+            store.write([record])
+            print("written", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "written\n"
+        repairs = 0
+        while process.poll() is None:
+            repair(file)
+            repairs += 1
+        assert process.returncode == 0, process.stderr.read()
+    assert repairs > 1 and verify(file) == Findings(2, 20)
+
+
+def test_two_repairs_at_once(file):
+    file.write(many(30))
+    damage(file.path, f'"key": "{many(30)[20].key}"')
+    with ThreadPoolExecutor(3) as threads:
+        kept = {path for _, path in threads.map(repair, [Store(file.path) for _ in range(3)])}
+    assert len(kept) == 3 and verify(file) == Findings(2, 30)
+
+
+def test_rows_that_are_merely_newer_are_no_reason_to_repair(file, monkeypatch):
+    """Also one that stands in the journal but is not committed yet: who looks waits for it."""
+    file.write(many(3))
+    original = verify_module._last_id
+    noted, go_on = threading.Event(), threading.Event()
+
+    def slow(self, connection, rows):
+        noting(self, connection, rows)
+        noted.set()
+        go_on.wait(10)
+
+    noting = Store._note
+    writer = threading.Thread(target=lambda: Store(file.path).write(many(5)[3:]))
+
+    def meanwhile(store):
+        monkeypatch.setattr(Store, "_note", slow)
+        found = original(store)
+
+        def ask(connection):
+            last = found(connection)
+            writer.start()
+            assert noted.wait(10)
+            threading.Timer(0.3, go_on.set).start()
+            return last
+
+        return ask
+
+    monkeypatch.setattr(verify_module, "_last_id", meanwhile)
+    assert verify(file) == Findings(2, 3)
+    writer.join()
+    monkeypatch.undo()
+    assert verify(file) == Findings(2, 5)
+
+
+def test_a_row_that_only_the_journal_has_is_still_found_while_others_write(file):
+    file.write(many(4))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM systems WHERE id=4")
+    assert verify(file).only_in_journal == 1
+    read_only = Store(file.path)
+    file.path.chmod(0o444)
+    assert verify(read_only).only_in_journal == 1
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_while_only_the_database_cannot_grow_the_journal_repeats_nothing(file, first):
+    """It is full when a row is committed: what stands in the journal by then is taken back."""
+    records = many(40)
+    file.open()
+    file.write(records[:first])
+    resource = pytest.importorskip("resource")
+    before, journal = resource.getrlimit(resource.RLIMIT_FSIZE), file.database.journal.path
+    size = journal.stat().st_size if journal.exists() else None
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(StoreError, match="cannot use the store"):
+                file.write(records[first:])
+            assert (journal.stat().st_size if journal.exists() else None) == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    file.write(records[first:])
+    assert len(journal.read_text().splitlines()) == 40 and verify(file) == Findings(2, 40)
 
 
 @pytest.mark.postgres

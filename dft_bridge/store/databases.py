@@ -53,6 +53,10 @@ class Database(Protocol):
     def transaction(self, write: bool) -> Iterator[Any]:
         """A connection, committed at the end or rolled back by an exception; ``write``: the only writing one."""
 
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        """Nobody else writes meanwhile; nor do we, but to files. ``False`` if there is no way to see to it."""
+
     def execute(self, connection: Any, statement: str, arguments: Sequence[Any] = ()) -> Any:
         """The cursor of a statement, with ``?`` for each argument."""
 
@@ -125,14 +129,8 @@ class Sqlite:
 
     @contextlib.contextmanager
     def transaction(self, write: bool) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        connection = self._begun(write)
         with contextlib.closing(connection):
-            connection.execute("PRAGMA trusted_schema=OFF")  # the file may come from anybody
-            # Durable also when the power fails right after a commit, on any file system.
-            connection.execute("PRAGMA synchronous=EXTRA")
-            if write:
-                connection.execute("PRAGMA journal_mode=DELETE")  # a write-ahead log breaks on shared folders
-            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -140,6 +138,53 @@ class Sqlite:
                 if connection.in_transaction:  # SQLite itself rolls back when the disk is full
                     connection.execute("ROLLBACK")
                 raise
+
+    def _begun(self, write: bool, renew: bool = True) -> sqlite3.Connection:
+        """A connection in a transaction; a writing one has the lock of the file that has our name by then.
+
+        ``renew``: also see to it that it has no write-ahead log, which breaks on shared folders.
+
+        While we waited for the lock its owner may have put a repaired file in its place (:meth:`only_writer`). What is
+        then written to the old one would be lost.
+        """
+        while True:
+            before = self._identity()
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                connection.execute("PRAGMA trusted_schema=OFF")  # the file may come from anybody
+                # Durable also when the power fails right after a commit, on any file system.
+                connection.execute("PRAGMA synchronous=EXTRA")
+                if write and renew:
+                    connection.execute("PRAGMA journal_mode=DELETE")
+                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                if not write or self._identity() == before:
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        """As :meth:`Database.only_writer`; not even to a file that is put in this one's place.
+
+        ``False``: the file is so damaged that it cannot be locked; then nobody can write to it, either.
+        """
+        try:
+            connection = self._begun(write=True, renew=False)
+        except sqlite3.Error as error:
+            if not self.damaged(error):
+                raise
+            yield False
+            return
+        with contextlib.closing(connection):
+            yield True  # closing rolls back: there is nothing to commit
+
+    def _identity(self) -> tuple[int, int] | None:
+        with contextlib.suppress(FileNotFoundError):
+            found = self.path.stat()
+            return found.st_dev, found.st_ino
+        return None
 
     def execute(self, connection: sqlite3.Connection, statement: str, arguments: Sequence[Any] = ()) -> sqlite3.Cursor:
         return connection.execute(statement, arguments)
@@ -242,6 +287,11 @@ class Postgres:
             if write:
                 self.execute(connection, f"SELECT pg_advisory_xact_lock({_PG_LOCK})")
             yield connection
+
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        with self.transaction(write=True):
+            yield True
 
     def execute(self, connection: Any, statement: str, arguments: Sequence[Any] = ()) -> Any:
         cursor = connection.cursor()

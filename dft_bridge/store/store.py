@@ -13,6 +13,7 @@ from typing import Any
 from crystaljax.dft_bridge.engines.base import Result
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import databases, schema
+from crystaljax.dft_bridge.store.journal import Added
 from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
 from crystaljax.dft_bridge.store.records import UNREADABLE, Record, Row, result_of
 from crystaljax.dft_bridge.store.table import all_rows, find, read_rows
@@ -54,6 +55,7 @@ class Store:
         self._create = create
         self._lock = threading.Lock()
         self._ready = False
+        self._noted: tuple[str, Added] | None = None  # by the transaction that runs: its first key, its part
 
     @property
     def name(self) -> str:
@@ -170,8 +172,23 @@ class Store:
                 raise StoreError(f"there is no store {self.name}")
             if upgrade and not self._ready:
                 self._make_ready()
-            with self.database.transaction(write) as connection:
-                yield connection
+            self._noted = None
+            try:
+                with self.database.transaction(write) as connection:
+                    yield connection
+            except BaseException:
+                self._take_back()
+                raise
+
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        """For this package: nobody writes to the store, see :meth:`~databases.Database.only_writer`."""
+        with contextlib.ExitStack() as stack:
+            with self._explained():
+                if not self.database.exists():
+                    raise StoreError(f"there is no store {self.name}")
+                alone = stack.enter_context(self.database.only_writer())
+            yield alone
 
     def _note(self, connection: Any, rows: Sequence[Row]) -> None:
         """Add rows that are about to be committed to the journal; a store that has none yet gets one with all rows."""
@@ -179,9 +196,22 @@ class Store:
         if journal is None or not rows:
             return
         if journal.exists():
-            journal.append(rows, schema.SCHEMA)
+            self._noted = rows[0].key, journal.append(rows, schema.SCHEMA)
         else:
             journal.create(all_rows(self.database, connection), schema.SCHEMA)
+            self._noted = rows[0].key, Added(0, journal.size())
+
+    def _take_back(self) -> None:
+        """Remove from the journal what was noted in a transaction that failed after all: it would be noted again.
+
+        Not what others may have noted since, nor what the database has in spite of its error.
+        """
+        if self._noted is None:
+            return
+        key, added = self._noted
+        with contextlib.suppress(Exception), self.database.transaction(write=True) as connection:
+            if not list(find(self.database, connection, [key], "found.value")):
+                self.database.journal.take_back(added)
 
     def _make_ready(self) -> None:
         version = 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from crystaljax.dft_bridge.keys import KeyRing
@@ -13,7 +14,7 @@ from crystaljax.dft_bridge.store.databases import INDEX
 from crystaljax.dft_bridge.store.journal import checksum
 from crystaljax.dft_bridge.store.records import UNREADABLE, Row
 from crystaljax.dft_bridge.store.store import Store, StoreError
-from crystaljax.dft_bridge.store.table import CHUNK, read_rows
+from crystaljax.dft_bridge.store.table import CHUNK, find, read_rows
 
 
 @dataclasses.dataclass
@@ -46,10 +47,11 @@ def verify(store: Store) -> Findings:
     return findings
 
 
-def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
+def good_rows(store: Store, findings: Findings, alone: bool = False) -> Iterator[Row]:
     """The rows worth keeping, of a damaged store too: those of the database, then what only its journal has.
 
-    Everything else is noted in ``findings``, the version at once.
+    Everything else is noted in ``findings``, the version at once. Unless we are ``alone``, rows that others write
+    meanwhile are left out: they are neither good nor missing.
 
     Raises:
         StoreError: there is no store, it is a newer one, or the database cannot be reached.
@@ -72,8 +74,30 @@ def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
             if written is not None and written.pop(row.key, None) is None:
                 findings.problems.append(f"row {row.id} is not in the journal")
             yield row
+    if written and some and not alone:
+        for key in _newer(store, written, last):
+            del written[key]
     if written:
         yield from _rows_of_journal(store, written, findings)
+
+
+def _newer(store: Store, keys: Iterable[str], last: int) -> list[str]:
+    """Those of the keys that the database has by now in rows above the id ``last``.
+
+    A row stands in the journal before it is committed, so we wait for whoever is about to commit one.
+    """
+
+    def found() -> list[str]:
+        with store.transaction(upgrade=False) as connection:
+            rows = find(store.database, connection, keys, "found.value, systems.id")
+            return [key for key, id in rows if id > last]
+
+    try:
+        with contextlib.suppress(StoreError), store.only_writer():
+            return found()
+        return found()  # of a file that we may not write to
+    except StoreError:  # it is damaged where we look
+        return []
 
 
 def _written(store: Store, findings: Findings) -> dict[str, set[int]] | None:
