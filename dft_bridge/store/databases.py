@@ -12,10 +12,13 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import ase.db
 import orjson
 from crystaljax.dft_bridge.store.journal import Journal
+
+from crystaljax.urls import passwords, without_password
 
 BUSY_SECONDS = 60
 """How long to wait while another process writes."""
@@ -257,8 +260,7 @@ class Postgres:
     }
 
     def __init__(self, url: str):
-        self.name = re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", url)
-        self._url = url
+        self.name, self._url = without_password(url, "***"), url
         try:
             import psycopg2.extras
 
@@ -331,6 +333,10 @@ class Postgres:
         code = error.pgcode or ""
         known = [text for start, text in self._advice.items() if code.startswith(start)]
         reason = " ".join(str(error).split())
+        for password in passwords(self._url):  # libpq quotes a URL that it cannot read
+            reason = reason.replace(password, "***").replace(unquote(password), "***")
+        if "no password supplied" in reason:
+            return f"it needs a password: set PGPASSWORD, or write it into ~/.pgpass ({reason})"
         return f"{known[0]} ({reason})" if known else f"{reason}; check the URL and that the server runs"
 
 
