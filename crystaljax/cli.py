@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystaljax import cli_store
+from crystaljax.signals import no_interrupt_is_lost
 from crystaljax.urls import without_password
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("crystaljax").setLevel(logging.INFO)
     try:
-        return command(**given) or 0
+        with no_interrupt_is_lost():
+            return command(**given) or 0
     except KeyboardInterrupt:
         print("crystaljax: interrupted", file=sys.stderr)
         return INTERRUPTED

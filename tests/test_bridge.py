@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
 import functools
 import os
@@ -551,6 +552,35 @@ def test_every_interrupt_watch_hears_ctrl_c_and_leaves_things_as_they_were():
         assert signal.set_wakeup_fd(before) == -1
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_between_two_host_calls_ends_the_next_one(engine, path):
+    """While a program runs on an accelerator, the main thread runs no Python code for hours; nor does it here."""
+    with inline(engine, path) as bridge, ThreadPoolExecutor(1) as other:
+        bound = bridge.bind(Problem((C1,), "band_gap"))
+        handler = signal.signal(signal.SIGINT, lambda *_: None)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # else it would wake the main thread
+
+        def host_call():
+            time.sleep(0.5)  # the main thread sleeps by now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: bridge._interrupts.pending, 5)
+            with bridge._in_program():
+                pass
+
+        try:
+            sleep = ctypes.CDLL(None).sleep
+            call = other.submit(host_call)
+            sleep(2)
+            with pytest.raises(KeyboardInterrupt):
+                call.result(10)
+            wait_for(lambda: not bridge._interrupts.pending, 10)
+            other.submit(bridge._in_program().__enter__).result(10)
+            bound.check()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.signal(signal.SIGINT, handler)
 
 
 # Batches
