@@ -468,7 +468,7 @@ def overwritten(content: bytes, page: int) -> bytes:
 
 def damaged_programs(scene: Scene, kills: int) -> Damage:
     """Compiled programs on disk under the names of others, cut off and overwritten: right numbers, and sound again."""
-    requests, wrong = some(8), 0
+    requests, wrong = some(6), 0
     engine = CompiledEngine(log=str(scene.folder / "calculations"))
     environment = {"XDG_CACHE_HOME": str(scene.folder / "cache"), "JAX_COMPILATION_CACHE_DIR": ""}
 
