@@ -16,7 +16,6 @@ import logging
 import os
 import platform
 import stat
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,11 +87,15 @@ class ProgramCache:
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
-        self._make_room()
+        with contextlib.suppress(OSError):  # deleted by somebody else who made room
+            self._make_room(path.stat().st_mtime)
 
-    def _make_room(self) -> None:
-        """Delete the least recently used programs beyond the bound, and what killed processes left half-written."""
-        files, now = [], time.time()
+    def _make_room(self, now: float) -> None:
+        """Delete the least recently used programs beyond the bound, and what killed processes left half-written.
+
+        All times are those of files, as the file system has them; a clock that jumps costs compilations only.
+        """
+        files = []
         for path, found in _listed(self._root):
             if path.suffix == _PARTIAL and now - found.st_mtime > _ABANDONED_SECONDS:
                 _delete(path)

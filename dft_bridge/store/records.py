@@ -37,8 +37,8 @@ UNREADABLE = (
 )
 """What decoding raises on bytes that are not what was written."""
 MOST_SITES = 100
-"""Of a crystal in a store, five times what is designed by default: to find the key of a symmetric crystal takes time and
-memory that grow with the cube of its sites, and a file of somebody else could ask for any."""
+"""Of a crystal in a store, five times what is designed by default: to find the key of a symmetric crystal takes time
+and memory that grow with the cube of its sites, and a file of somebody else could ask for any."""
 
 
 @dataclasses.dataclass(frozen=True)
