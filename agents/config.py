@@ -31,6 +31,8 @@ from typing import Any
 
 from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
 
+from crystaljax.urls import without_password
+
 DEFAULT_AGENT = "ppo"
 NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 FILE = "config.json"
@@ -38,6 +40,8 @@ SHIPPED = Path(__file__).with_name("configs")
 """TOML files of settings that the package ships, each usable by its name."""
 MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours", "wandb")
 """Settings of where calculations happen, what they may cost and who is told, so a resumed run may have others."""
+URLS = ("store", "scheduler")
+"""Settings that may be URLs, with a password."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,8 @@ class RunConfig:
         episodes: crystals to design, rounded up to whole updates.
         seed: of everything random.
         checkpoint_every: updates between checkpoints.
-        store: results store, shared by all runs: a file, or postgresql://...; the engine's default unless given.
+        store: results store, shared by all runs: a file, or postgresql://...; the engine's default unless given. A
+            password in it is not saved: it is better in PGPASSWORD or ~/.pgpass, where a resumed run finds it.
         workers: processes that calculate; one per GPU that the engine can use, else one per core, unless given.
         scheduler: Dask scheduler whose workers calculate instead, tcp://host:8786.
         timeout: stop a calculation after so many seconds; no limit unless given.
@@ -87,9 +92,9 @@ class RunConfig:
     episodes: int = 1000
     seed: int = 10
     checkpoint_every: int = 10
-    store: str | None = None
+    store: str | None = dataclasses.field(default=None, repr=False)  # may hold a password
     workers: int | None = None
-    scheduler: str | None = None
+    scheduler: str | None = dataclasses.field(default=None, repr=False)
     timeout: float | None = None
     memory: float | None = None
     max_dft_calls: int | None = None
@@ -152,8 +157,13 @@ def algorithm(name: str) -> type[AlgorithmConfig]:
 
 
 def to_table(config: RunConfig) -> dict[str, Any]:
-    """The settings of a run as a table, with every hyperparameter of its algorithm."""
+    """The settings of a run as a table, with every hyperparameter of its algorithm.
+
+    Passwords in URLs are left out: a table is saved and shown. A resumed run takes that of a PostgreSQL store from
+    ``PGPASSWORD`` or ``~/.pgpass``.
+    """
     entries = {name: getattr(config, name) for name in settings(RunConfig) if name != "algorithm"}
+    entries |= {name: without_password(entries[name]) for name in URLS if entries[name] is not None}
     chosen = {name: getattr(config.algorithm, name) for name in settings(type(config.algorithm))}
     return {**entries, "agent": config.agent, config.agent: chosen}
 

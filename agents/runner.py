@@ -42,6 +42,7 @@ from crystaljax.agents.tracking import Tracker
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Deferred, Evaluator
+from crystaljax.signals import no_interrupt_is_lost
 from crystaljax.status import Status
 from crystaljax.tasks import make, make_custom
 
@@ -179,7 +180,8 @@ def train(
         ValueError: for settings that do not fit, or a folder that holds a run already (not with ``resume``).
         Exception: whatever the evaluator's ``check()`` raises, after a checkpoint; a budget that is spent ends the run.
     """
-    return _Run([(config, Path(folder))], Path(folder), evaluator, resume, console).train()[0]
+    with no_interrupt_is_lost():
+        return _Run([(config, Path(folder))], Path(folder), evaluator, resume, console).train()[0]
 
 
 def sweep(
@@ -203,9 +205,10 @@ def sweep(
     runs = [(dataclasses.replace(config, seed=seed), member_folder(folder, seed)) for seed in seeds]
     if not resume and (folder / configs.FILE).exists():
         raise ValueError(f"{folder} holds a run already: choose another folder")
-    run = _Run(runs, folder, evaluator, resume, console)
-    (folder / SWEEP_FILE).write_text(json.dumps({"seeds": list(seeds)}) + "\n")
-    return run.train()
+    with no_interrupt_is_lost():
+        run = _Run(runs, folder, evaluator, resume, console)
+        (folder / SWEEP_FILE).write_text(json.dumps({"seeds": list(seeds)}) + "\n")
+        return run.train()
 
 
 def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> None:

@@ -20,6 +20,7 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -48,7 +49,7 @@ from crystaljax.status import Status
 
 # An engine that workers can import.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from fake_engines import FakeEngine, FaultyEngine, fake_value  # noqa: E402
+from fake_engines import CompiledEngine, FakeEngine, FaultyEngine, fake_value  # noqa: E402
 
 C1 = library.benchmark("C1")
 CARBON, NEON = 6, 10
@@ -465,6 +466,93 @@ def overwritten(content: bytes, page: int) -> bytes:
     return content[:start] + random.Random(page).randbytes(end - start) + content[end:]
 
 
+def damaged_programs(scene: Scene, kills: int) -> Damage:
+    """Compiled programs on disk under the names of others, cut off and overwritten: right numbers, and sound again."""
+    requests, wrong = some(6), 0
+    engine = CompiledEngine(log=str(scene.folder / "calculations"))
+    environment = {"XDG_CACHE_HOME": str(scene.folder / "cache"), "JAX_COMPILATION_CACHE_DIR": ""}
+
+    def programs() -> dict[Path, tuple[int, bytes]]:
+        files = (path for path in (scene.folder / "cache").rglob("*") if path.is_file())
+        return {path: (path.stat().st_ino, path.read_bytes()) for path in sorted(files)}
+
+    def calculate(name: str) -> int:
+        with scene.here(), Bridge(engine, scene.folder / name, WORKERS) as bridge:
+            results = bridge.evaluate(requests)
+        return sum(as_given(requests, results).get(q.numbers) != fake_value(q.numbers) for q in requests)
+
+    with mock.patch.dict(os.environ, environment):
+        wrong += calculate("cold.db")
+        sound = programs()
+        expect(len(sound) >= len(requests), f"only {len(sound)} programs were kept")
+        paths = list(sound)
+        for path, other in zip(paths, [*paths[1:], paths[0]], strict=True):
+            path.write_bytes(sound[other][1])
+        paths[0].write_bytes(sound[paths[0]][1][:100])
+        paths[1].write_bytes(overwritten(sound[paths[1]][1], 0))
+        wrong += calculate("damaged.db")
+        again = programs()
+        wrong += calculate("healed.db")
+        expect({p: i for p, (i, _) in programs().items()} == {p: i for p, (i, _) in again.items()}, "compiled again")
+        expect(set(again) == set(sound), "programs are missing")
+    with Bridge(scene.engine(), scene.store, executor=ThreadPoolExecutor(1)) as bridge:
+        bridge.evaluate(requests)
+    return Damage(lost=wrong, orphans=scene.orphans())
+
+
+def broken_installation(scene: Scene, kills: int) -> Damage:
+    """A module that workers cannot import for a while: one error, and no crystal has failed for ever."""
+    requests = some()
+    with scene.here(), scene.bridge(scene.engine(unimportable_element=CARBON)) as bridge:
+        try:
+            bridge.evaluate(requests)
+            expect(False, "a missing module went unnoticed")
+        except EngineNotReady as error:
+            expect("cannot import" in str(error), str(error))
+    expect(len(Store(scene.store)) == 0, "a failure of the installation was stored")
+    return scene.damage({}, requests)
+
+
+def repaired_while_written(scene: Scene, kills: int) -> Damage:
+    """`crystaljax store repair` and `verify`, over and over, while another program writes to the store."""
+    process, findings, repairs = scene.start(sleep=0.05), [], 0
+    while process.poll() is None:
+        with contextlib.suppress(StoreError):  # the first has to wait for the store
+            findings.append(verify(Store(scene.store, create=False)))
+            repair(Store(scene.store, create=False))
+            repairs += 1
+        time.sleep(0.05)
+    process.communicate()
+    expect(process.returncode == 0 and len(scene.given()) == CRYSTALS, "answers are missing")
+    expect(repairs > 1, "the program had ended before")
+    expect(not any(f.problems or f.only_in_journal for f in findings), "a sound store was to be repaired")
+    expect(verify(Store(scene.store)) == Findings(SCHEMA, CRYSTALS), "the store is not sound")
+    return scene.damage(scene.given(), some())
+
+
+def full_database(scene: Scene, kills: int) -> Damage:
+    """Only the database cannot grow any more: one error each time, and the journal repeats nothing."""
+    requests = some()
+    with Bridge(scene.engine(), scene.store, executor=ThreadPoolExecutor(1)) as bridge:
+        given = as_given(requests[:5], bridge.evaluate(requests[:5]))
+        journal, before = bridge.store.database.journal.path, resource.getrlimit(resource.RLIMIT_FSIZE)
+        size = journal.stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (scene.store.stat().st_size, before[1]))
+        try:
+            for _ in range(3):
+                try:
+                    bridge.evaluate(requests)
+                    expect(False, "a full database went unnoticed")
+                except StoreError:
+                    expect(journal.stat().st_size == size, "the journal repeats what could not be stored")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        given |= as_given(requests, bridge.evaluate(requests))
+    expect(verify(Store(scene.store)) == Findings(SCHEMA, CRYSTALS), "the store is not sound")
+    expect(len(journal.read_text().splitlines()) == CRYSTALS, "the journal repeats rows")
+    return scene.damage(given, requests)
+
+
 SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -483,6 +571,10 @@ SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {
         two_processes,
         clock_jump,
         corrupted_page,
+        damaged_programs,
+        broken_installation,
+        repaired_while_written,
+        full_database,
     )
 }
 

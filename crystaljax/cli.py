@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystaljax import cli_store
+from crystaljax.signals import no_interrupt_is_lost
+from crystaljax.urls import without_password
 
 if TYPE_CHECKING:
     from crystaljax.agents.config import RunConfig
@@ -50,11 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A GPU's memory is for the policy and for the DFT worker, which is another process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     given = vars(_parser().parse_args(arguments))
+    sys.argv[1:] = map(without_password, sys.argv[1:])  # what tracks a run saves the command line
     command, traceback = given.pop("command"), given.pop("traceback")
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("crystaljax").setLevel(logging.INFO)
     try:
-        return command(**given) or 0
+        with no_interrupt_is_lost():
+            return command(**given) or 0
     except KeyboardInterrupt:
         print("crystaljax: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -78,7 +82,7 @@ def _explain(error: Exception) -> str | None:
         "ExecutorLost",
         "BudgetSpent",
     ):
-        return " ".join(str(error).split()) or type(error).__name__
+        return without_password(" ".join(str(error).split()), "***") or type(error).__name__
     return None
 
 

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import os
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from crystaljax.dft_bridge.store.merge import Merged
 
 PROBLEMS = 1
-"""Exit code of ``verify`` if something is wrong."""
+"""Exit code if something is wrong in a store or a file: ``verify`` found it, others left it out."""
 SHOWN = 20
 """Problems and conflicts that are printed one by one."""
 
@@ -70,7 +71,13 @@ def add_commands(commands: Any) -> None:
     export = add("export", _export, "write all results as JSON lines", "`store import` reads them, to the last digit.")
     export.add_argument("file", metavar="FILE", help="file to write, which must not exist; - for standard output")
 
-    load = add("import", _import, "take over the results in a file of JSON lines", "If a line is wrong, none is taken.")
+    load = add(
+        "import",
+        _import,
+        "take over the results in a file of JSON lines",
+        "The file may come from anybody: a line whose key does not belong to its crystal, property and settings, or "
+        "that is no plain data, is named and left out (exit code 1). Nothing tells whether its value is true.",
+    )
     load.add_argument("file", metavar="FILE", type=Path, help="file that `store export` or `store query --json` wrote")
 
     merge = add(
@@ -93,7 +100,7 @@ def add_commands(commands: Any) -> None:
         _repair,
         "make a damaged store anew",
         "From what is good of the file and from its journal (FILE.jsonl). The damaged file is kept under another name. "
-        "End all runs that use the store before.",
+        "Runs on this machine that use the store may go on: they wait. End those of other hosts before.",
     )
 
 
@@ -103,18 +110,20 @@ def _stats(store: str | None, json: bool) -> int:
 
     from crystaljax.dft_bridge.store.query import tally
 
-    opened = _open(store)
-    tallies = tally(opened.rows(data=False))
+    opened, problems = _open(store), []
+    tallies = tally(opened.rows(data=False, problems=problems))
     results, seconds = sum(t.results for t in tallies), sum(t.core_seconds for t in tallies)
-    if json:
-        groups = [dataclasses.asdict(t) for t in tallies]
-        print(dumps({"store": opened.name, "results": results, "core_seconds": seconds, "groups": groups}))
-        return 0
-    header = ("property", "engine", "status", "results", "core-seconds")
-    _print_table(header, [(t.property, t.engine, t.status, str(t.results), f"{t.core_seconds:.1f}") for t in tallies])
-    values = sum(t.results for t in tallies if t.status == "OK")
-    print(f"{opened.name}: {results} results, {values} with a value; {seconds / 3600:.2f} core-hours")
-    return 0
+    with _standard_output():
+        if json:
+            groups = [dataclasses.asdict(t) for t in tallies]
+            print(dumps({"store": opened.name, "results": results, "core_seconds": seconds, "groups": groups}))
+            return _left_out(problems)
+        header = ("property", "engine", "status", "results", "core-seconds")
+        lines = [(t.property, t.engine, t.status, str(t.results), f"{t.core_seconds:.1f}") for t in tallies]
+        _print_table(header, lines)
+        values = sum(t.results for t in tallies if t.status == "OK")
+        print(f"{opened.name}: {results} results, {values} with a value; {seconds / 3600:.2f} core-hours")
+    return _left_out(problems)
 
 
 def _query(store: str | None, json: bool, limit: int | None, elements: str, **conditions: Any) -> int:
@@ -124,12 +133,12 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
     if limit is not None and limit < 1:
         raise ValueError(f"--limit is {limit}; give at least 1")
     query = Query(elements=tuple(filter(None, elements.replace(" ", "").split(","))), **conditions)
-    opened = _open(store)
-    rows = itertools.islice(query.select(opened.rows(data=json)), limit)
+    opened, problems = _open(store), []
+    rows = itertools.islice(query.select(opened.rows(data=json, problems=problems)), limit)
     with _standard_output() as out:
         if json:
             write_lines(rows, out, opened.version())
-            return 0
+            return _left_out(problems)
         header = ("id", "formula", "property", "value", "status", "engine", "seconds")
         lines = [
             (
@@ -145,17 +154,20 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
         ]
         _print_table(header, lines)
         print(f"{len(lines)} results")
-    return 0
+    return _left_out(problems)
 
 
 def _export(store: str | None, file: str) -> int:
+    if file != "-" and os.path.lexists(file):
+        raise ValueError(f"{file} exists; delete it or give another name")
     from crystaljax.dft_bridge.store.export import write_lines
 
-    opened = _open(store)
+    opened, problems = _open(store), []
     with _standard_output() if file == "-" else _new_file(Path(file)) as out:
-        count = write_lines(opened.rows(), out, opened.version())
-    print(f"{count} results written to {file}", file=sys.stderr)
-    return 0
+        count = write_lines(opened.rows(problems=problems), out, opened.version())
+        out.flush()  # a reader that has left early is noticed here, before anything is said about all results
+        print(f"{count} results written to {file}", file=sys.stderr)
+    return _left_out(problems)
 
 
 def _import(store: str | None, file: Path) -> int:
@@ -163,8 +175,9 @@ def _import(store: str | None, file: Path) -> int:
     from crystaljax.dft_bridge.store.export import read_file
 
     target = Store(store)
-    _print_merged(read_file(target, file), str(file), target.name)
-    return 0
+    merged = read_file(target, file)
+    _print_merged(merged, str(file), target.name)
+    return PROBLEMS if merged.refused else 0
 
 
 def _merge(store: str | None, sources: Sequence[str]) -> int:
@@ -173,9 +186,15 @@ def _merge(store: str | None, sources: Sequence[str]) -> int:
     target = Store(store)
     opened = [_open(source) for source in sources]
     versions = [source.version() for source in opened]  # a missing one is noticed before anything is merged
+    refused = 0
     for source, version in zip(opened, versions, strict=True):
-        _print_merged(target.merge(source.rows(), version), source.name, target.name)
-    return 0
+        problems: list[str] = []
+        merged = target.merge(source.rows(problems=problems), version)
+        for problem in problems:
+            merged.refuse(problem)
+        _print_merged(merged, source.name, target.name)
+        refused += merged.refused
+    return PROBLEMS if refused else 0
 
 
 def _verify(store: str | None) -> int:
@@ -215,6 +234,7 @@ def _open(store: str | None) -> Any:
 
 def _print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     """Columns side by side, numbers to the right; plain text that other programs can cut."""
+    lines = [[_printable(text) for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
     for line in (header, *lines):
         cells = [
@@ -224,9 +244,20 @@ def _print_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def _left_out(problems: Sequence[str]) -> int:
+    """The exit code of a command that left out these rows; says so."""
+    _print_problems(problems)
+    return PROBLEMS if problems else 0
+
+
+def _printable(text: str) -> str:
+    """A text of somebody else as a terminal shows it, and not as what it would do to the terminal."""
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 def _print_problems(problems: Sequence[str]) -> None:
     for problem in problems[:SHOWN]:
-        print(problem, file=sys.stderr)
+        print(_printable(problem), file=sys.stderr)
     if len(problems) > SHOWN:
         print(f"... and {len(problems) - SHOWN} more", file=sys.stderr)
 
@@ -236,7 +267,8 @@ def _print_merged(merged: Merged, source: str, target: str) -> None:
     _print_problems(
         [f"conflict: {c.formula} {c.property} is {c.ours:g} here, {c.theirs:g} there; not changed" for c in conflicts]
     )
-    refused = f", refused as their keys do not match their crystals: {merged.refused}" if merged.refused else ""
+    _print_problems(merged.problems)
+    refused = f", refused: {merged.refused}" if merged.refused else ""
     print(
         f"{source} -> {target}: new: {merged.added}, failures replaced by a success: {merged.replaced}, "
         f"known already: {merged.known} (with another value: {len(conflicts)}){refused}"
@@ -246,20 +278,23 @@ def _print_merged(merged: Merged, source: str, target: str) -> None:
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[TextIO]:
     """A file that appears under its name when it is complete."""
-    if path.exists():
-        raise ValueError(f"{path} exists; delete it or give another name")
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(part, "w", encoding="utf-8") as file:
+        with open(part, "x", encoding="utf-8") as file:
             yield file
-        part.replace(path)
+        try:
+            os.link(part, path)  # unlike a renaming this never takes the place of a file
+        except FileExistsError:
+            raise ValueError(f"{path} exists; delete it or give another name") from None
+        except OSError:  # a file system without links
+            part.rename(path)
     finally:
         part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _standard_output() -> Iterator[TextIO]:
-    """Standard output whose reader may leave early, as ``head`` does."""
+    """Standard output whose reader may leave early, as ``head`` does: then the rest is not written."""
     try:
         yield sys.stdout
         sys.stdout.flush()

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crystaljax.dft_bridge.engines.base import Engine, Result
+from crystaljax.dft_bridge.engines.base import Engine, Result, tells_of_the_machine
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.limits import JobFailed, Limits
 from crystaljax.dft_bridge.store import Record, Store, StoreError
@@ -60,11 +60,14 @@ class Archive:
         return self._keys[which]
 
     def find(self, keys: Sequence[str]) -> dict[str, Result]:
-        """Those results that are known: of the crystal, or failures under these very limits."""
+        """Those results that are known: of the crystal, or failures under these very limits.
+
+        Failures that speak of the machine, which earlier versions stored, are not known: they are calculated again.
+        """
         self.flush()
         limited = {limited_key(key, self._limits): key for key in keys}
         found = self.store.read([*keys, *limited])
-        return {limited.get(key, key): result for key, result in found.items()}
+        return {limited.get(key, key): result for key, result in found.items() if not tells_of_the_machine(result)}
 
     def record(self, results: Mapping[str, tuple[Request, Result]]) -> None:
         """Write results, by key; on return they are durable. What cannot be written is kept until it can.

@@ -361,8 +361,14 @@ class Bridge:
 
     @contextlib.contextmanager
     def _in_program(self) -> Iterator[None]:
-        """Counts the host calls that run in another than the main thread."""
+        """Counts the host calls that run in another than the main thread.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came between two of them, while the main thread waited for the program.
+        """
         foreign = threading.current_thread() is not threading.main_thread()
+        if foreign and self._interrupts is not None and self._interrupts.pending:
+            raise KeyboardInterrupt
         with self._lock:
             self._foreign_calls += foreign
         try:

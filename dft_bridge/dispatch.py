@@ -235,6 +235,9 @@ class Dispatcher:
                 raise ExecutorLost("the executor has cancelled a calculation by itself; start it again and resume")
             case EngineNotReady() | PicklingError() | BrokenExecutor() | ExecutorLost():
                 raise error
+            case ImportError():
+                message = f"a worker cannot import what the engine needs ({error}); install it, then go on"
+                raise EngineNotReady(message) from error
             case OSError() if error.errno in DISK_ERRORS:
                 message = f"a calculation could not write its files ({error}); free some space, or set TMPDIR elsewhere"
                 raise EngineNotReady(message) from error

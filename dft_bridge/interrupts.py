@@ -8,6 +8,7 @@ signal's number is, however, written at once to the process's wake-up descriptor
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -18,12 +19,18 @@ from collections.abc import Callable
 class InterruptWatch:
     """Calls ``on_interrupt``, in a thread of its own, as soon as SIGINT arrives. Python's own handling goes on.
 
+    Attributes:
+        pending: whether SIGINT has come, and the main thread has had no chance yet to act on it.
+
     A process has one wake-up descriptor. Whoever had it before (an event loop, another watch) is passed every byte.
     """
 
     def __init__(self, on_interrupt: Callable[[], None]):
         """Does nothing outside the main thread, where signals cannot be set up."""
         self._on_interrupt = on_interrupt
+        self.pending = False
+        # Run by the main thread when it next runs Python code, as its handling of signals is.
+        self._noticed = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(self._main_thread_runs)
         self._before = -1
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
@@ -47,5 +54,12 @@ class InterruptWatch:
                 with contextlib.suppress(OSError):
                     os.write(self._before, received)
             if signal.SIGINT in received:
+                self.pending = True
+                if ctypes.pythonapi.Py_AddPendingCall(self._noticed, None):
+                    self.pending = False  # the queue is full: the main thread would not tell us
                 self._on_interrupt()
         self._reader.close()
+
+    def _main_thread_runs(self, _: object) -> int:
+        self.pending = False
+        return 0

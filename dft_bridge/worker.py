@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, Result, about_the_machine, check_plain
 
 from crystaljax.status import Status
 
@@ -40,7 +40,8 @@ def run_job(engine: Engine, crystals: Sequence[Crystal], property_name: str) -> 
     """Run the calculations of a job. Every crystal has a result, whatever its physics does.
 
     After an exception of the engine about a batch each crystal is calculated on its own, so that only the culprit
-    fails. Exceptions that speak of the machine (engine not ready, memory, files) are raised.
+    fails. Exceptions that speak of the machine are raised
+    (:func:`~crystaljax.dft_bridge.engines.base.about_the_machine`).
     """
     start = time.perf_counter()
     if len(crystals) == 1 or not isinstance(engine, BatchEngine):
@@ -55,7 +56,7 @@ def _calculate(engine: Engine, crystal: Crystal, property_name: str) -> Result:
     try:
         result = engine.compute(crystal, property_name)
     except Exception as error:  # an engine may raise anything; one crystal must not end a run
-        if _about_the_machine(error):
+        if about_the_machine(error):
             raise
         result = Result.failure(Status.ENGINE_ERROR, f"{type(error).__name__}: {error}")
     return _checked(result, _cpu_seconds() - start)
@@ -66,7 +67,7 @@ def _calculate_batch(engine: BatchEngine, crystals: Sequence[Crystal], property_
     try:
         results = engine.compute_many(crystals, property_name)
     except Exception as error:
-        if _about_the_machine(error):
+        if about_the_machine(error):
             raise
         logger.warning("a batch of %d failed (%s: %s); one by one", len(crystals), type(error).__name__, error)
         return [_calculate(engine, crystal, property_name) for crystal in crystals]
@@ -77,11 +78,6 @@ def _calculate_batch(engine: BatchEngine, crystals: Sequence[Crystal], property_
     return [_checked(result, share) for result in results]
 
 
-def _about_the_machine(error: Exception) -> bool:
-    """Whether an exception says nothing about the crystal; XLA has no class of its own for memory that ran out."""
-    return isinstance(error, (EngineNotReady, MemoryError, OSError)) or "RESOURCE_EXHAUSTED" in str(error)
-
-
 def _checked(result: Any, seconds: float) -> Result:
     """A result fit for the store; ``seconds`` is what it took if it does not say so itself."""
     if not isinstance(result, Result):
@@ -89,6 +85,10 @@ def _checked(result: Any, seconds: float) -> Result:
     if result.status == Status.OK and not np.isfinite(result.value):
         result = Result.failure(Status.INVALID_RESULT, f"the engine returned {result.value}", **result.details)
     details = json.loads(json.dumps(result.details, default=_plain))
+    try:
+        check_plain(details, "details")
+    except ValueError as error:  # of an engine of the user's; the value is good
+        details = {"left_out": str(error)}
     return dataclasses.replace(result, seconds=result.seconds or seconds, details=details)
 
 

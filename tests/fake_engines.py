@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 
 from crystaljax.status import Status
 
@@ -172,8 +173,9 @@ class FaultyEngine(FakeEngine):
     Attributes:
         programs: a file that gets the process id of every program.
         clocks: a file that gets the time of the day of every calculation, as its worker sees it.
-        segfault_element, hog_element, garbage_element, truncated_element: atomic number of the element that makes a
-            crystal crash its worker, use ever more memory, print garbage, print half of its output.
+        segfault_element, hog_element, garbage_element, truncated_element, unimportable_element: atomic number of the
+            element that makes a crystal crash its worker, use ever more memory, print garbage, print half of its
+            output, miss a module.
     """
 
     programs: str = ""
@@ -182,6 +184,7 @@ class FaultyEngine(FakeEngine):
     hog_element: int = -1
     garbage_element: int = -1
     truncated_element: int = -1
+    unimportable_element: int = -1
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         with tempfile.TemporaryDirectory() as scratch, subprocess.Popen(["sleep", "300"]) as program:
@@ -207,7 +210,42 @@ class FaultyEngine(FakeEngine):
             while len(hoard) < 40:  # 4 GiB, were nobody to step in
                 hoard.append(np.ones(100 * 2**20, np.uint8))
                 time.sleep(0.05)
+        if self.unimportable_element in numbers:
+            import module_of_a_broken_installation  # noqa: F401
         if self.garbage_element in numbers:
             float(bytes([0xFF, 0x00, 0x31]).decode("latin-1"))
         if self.truncated_element in numbers:
             json.loads('{"energy": -1.5, "eigenval')
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledEngine(FakeEngine):
+    """A :class:`FakeEngine` whose workers run a compiled program for each crystal, and keep it as ``planewave`` does.
+
+    All programs have one name and one signature, so that any of them would do in place of another, with its number.
+    """
+
+    def compute(self, crystal: Crystal, property_name: str) -> Result:
+        import jax
+
+        result, part = super().compute(crystal, property_name), int(crystal.numbers.sum())
+
+        def program(x: Any) -> Any:
+            return x + part
+
+        return dataclasses.replace(result, value=result.value - part + float(jax.jit(program)(0.0)))
+
+    def compute_many(self, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
+        return [self.compute(crystal, property_name) for crystal in crystals]
+
+    def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
+        return [[position] for position in range(len(crystals))]
+
+    def workers(self) -> int | None:
+        return 2
+
+    def worker_environment(self, index: int) -> dict[str, str]:
+        return PlanewaveEngine().worker_environment(index) | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+    def start_worker(self) -> None:
+        PlanewaveEngine().start_worker()

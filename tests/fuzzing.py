@@ -26,16 +26,22 @@ import numpy as np
 from ase import Atoms
 from crystaljax.agents.config import FILE, RunConfig, from_table, load, read_toml
 from crystaljax.dft_bridge.engines import pwscf, upf
-from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
+from crystaljax.dft_bridge.keys import KeyRing
+from crystaljax.dft_bridge.store import Record, Row, Store, StoreError
+from crystaljax.dft_bridge.store.export import read_file, write_lines
+from crystaljax.dft_bridge.store.schema import SCHEMA
+from crystaljax.dft_bridge.store.verify import Findings, verify
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
 from crystaljax.skeleton import Skeleton, stack
+from crystaljax.status import Status
 from crystaljax.structures import MIN_DISTANCE, StructureError, read_mp20, to_skeleton
 
-CLEAR = (ValueError, EngineNotReady, pwscf.PwxFailure, OSError, MemoryError)
+CLEAR = (ValueError, EngineNotReady, StoreError, pwscf.PwxFailure, OSError, MemoryError)
 """What a malformed input may raise; the package's own errors about input are ``ValueError``s."""
 
 WORDS = [
@@ -404,6 +410,75 @@ def open_pseudopotential(text: str) -> None:
         assert found.valence >= 1 and found.sha256
 
 
+# Results of somebody else
+
+
+def _import_line() -> str:
+    crystal = Crystal(np.array(SALT.lattice.matrix), np.array(SALT.frac_coords), np.array(SALT.atomic_numbers))
+    details = {"iterations": 9, "bands": [0.5, 1.5], "raw_gap": 5.1}
+    fingerprint = {"engine": "fake", "cutoff": 400.0}
+    record = Record("", crystal, "band_gap", Result(5.1, Status.OK, 12.5, "", details), "fake 1.0", fingerprint)
+    row = Row.of(record)
+    return row.with_key(row.expected_key(KeyRing())).to_json(SCHEMA)
+
+
+def _pieces(line: str) -> dict[str, Any]:
+    return {name: json.dumps(value) for name, value in json.loads(line).items()}
+
+
+@st.composite
+def import_lines(draw: st.DrawFn) -> str:
+    """Lines of an export: with an entry of another kind, damaged, or with names that mean something to ASE."""
+    if draw(st.booleans()):
+        return draw(mutated([IMPORT_LINE]))
+    entries = _pieces(IMPORT_LINE)
+    for name in draw(st.lists(st.sampled_from([*entries, "more"]), min_size=1, max_size=2)):
+        entries[name] = draw(st.sampled_from(ODD_JSON) | VALUES.map(json.dumps))
+    return "{" + ",".join(f'"{name}":{text}' for name, text in entries.items()) + "}"
+
+
+def open_import_line(text: str) -> None:
+    """What is taken over can be read, checked, exported and imported again, and no file is left half-made."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, again = Path(folder, "lines.jsonl"), Path(folder, "again.jsonl")
+        path.write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
+        store, other = Store(Path(folder, "results.db")), Store(Path(folder, "other.db"))
+        merged = read_file(store, path)
+        assert merged.added and verify(store) == Findings(SCHEMA, merged.added)
+        with open(again, "w", encoding="utf-8") as file:
+            assert write_lines(store.rows(), file) == merged.added
+        assert read_file(other, again).added == merged.added and not verify(other).problems
+        if merged.refused:
+            raise ValueError(merged.problems[0])
+
+
+ODD_JSON = [
+    "true",
+    "null",
+    "6.7",
+    "1e400",
+    "NaN",
+    "-Infinity",
+    "9" * 310,
+    "9" * 5000,
+    '["a"]',
+    "{}",
+    "[" * 2000 + "]" * 2000,
+    '{"x":' * 40 + "1" + "}" * 40,
+    '{"__ndarray__":[[3],"float64",[1,2,3]]}',
+    '{"x":{"__ase_objtype__":"atoms"}}',
+    '{"__complex__":[1,2]}',
+    '{"limits":{"timeout":1}}',
+    '"\\ud800"',
+    '"\\u0000"',
+    "[[0,0,0]]",
+    "[[1e9,0,0],[0,1e-9,0],[0,0,1]]",
+    "[[4,0,0],[0,4,0],[8,0,0]]",
+    "[11,17,11,17]",
+    "[11.0,17]",
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """What is tried, at which door, its share of all inputs, and what the door must accept as it is."""
@@ -414,6 +489,7 @@ class Target:
     sound: tuple[Any, ...]
 
 
+IMPORT_LINE = _import_line()
 TARGETS = {
     "cif": Target(mutated([*CIFS, SYMBOL_CIF, MAGNETIC_CIF]), open_cif, 0.25, (*CIFS, SYMBOL_CIF, MAGNETIC_CIF)),
     "mp20_csv": Target(
@@ -437,6 +513,7 @@ TARGETS = {
     "run_configs": Target(mutated([CONFIG]), open_config, 0.05, (CONFIG,)),
     "toml_configs": Target(mutated([TOML]), open_toml, 0.05, (TOML,)),
     "pwx_outputs": Target(outputs(), open_output, 0.15, ((fake_pwx.TEXT, fake_pwx.XML.encode(), 0),)),
+    "import_lines": Target(import_lines(), open_import_line, 0.05, (IMPORT_LINE,)),
     "pseudopotentials": Target(mutated(PSEUDOPOTENTIALS), open_pseudopotential, 0.1, tuple(PSEUDOPOTENTIALS)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import dataclasses
 import functools
 import os
@@ -12,6 +13,8 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
+from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from crystaljax.dft_bridge import Bridge, Request, Store, open_bridge
-from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 from crystaljax.dft_bridge.interrupts import InterruptWatch
 from crystaljax.dft_bridge.keys import Keys, canonical_numbers
@@ -346,6 +349,71 @@ def test_a_closed_bridge_says_so(engine, path):
         bridge.evaluate(some(2))
 
 
+@dataclasses.dataclass(frozen=True)
+class RaisingEngine(FakeEngine):
+    """Raises what ``error`` makes."""
+
+    error: Callable[[], Exception] = ArithmeticError
+
+    def compute(self, crystal, property_name):
+        super().compute(crystal, property_name)
+        raise self.error()
+
+
+def led_to(kind, cause):
+    error = kind("the calculation failed")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        lambda: jax.errors.JaxRuntimeError("INTERNAL: the executable expects 7 buffers"),
+        lambda: MemoryError("too much"),
+        lambda: RuntimeError("can't start new thread"),
+        lambda: zlib.error("Error -3 while decompressing data"),
+        lambda: AttributeError("partially initialized module 'spglib' has no attribute 'get_spacegroup'"),
+        lambda: led_to(RuntimeError, ImportError("no module named moon")),
+        lambda: led_to(ValueError, OSError("stale file handle")),
+        lambda: subprocess.CalledProcessError(127, "vasp"),
+    ],
+)
+def test_what_speaks_of_the_machine_is_never_a_result_in_the_store(engine, path, error):
+    with inline(RaisingEngine(log=engine.log, error=error), path) as bridge:
+        assert bridge.evaluate(some(1))[0].status == Status.ENGINE_ERROR
+    assert len(Store(path)) == 0
+    with inline(engine, path) as bridge:
+        assert bridge.evaluate(some(1))[0].status == Status.OK
+
+
+def test_a_module_that_a_worker_lacks_is_one_error_and_no_result(engine, path):
+    lacking = RaisingEngine(log=engine.log, error=lambda: ModuleNotFoundError("No module named 'gpaw'"))
+    with inline(lacking, path) as bridge, pytest.raises(EngineNotReady, match="cannot import .*gpaw.*install it"):
+        bridge.evaluate(some(1))
+    assert len(Store(path)) == 0
+
+
+def test_an_error_of_the_physics_is_kept(engine, path):
+    program = subprocess.CalledProcessError(1, "vasp")
+    for number, error in enumerate((ArithmeticError("cucumber"), led_to(ValueError, KeyError("moon")), program)):
+        with inline(RaisingEngine(scale=1.0 + number, error=lambda error=error: error), path) as bridge:
+            assert bridge.evaluate(some(1))[0].status == Status.ENGINE_ERROR
+        assert len(Store(path)) == number + 1
+
+
+def test_a_failure_of_the_machine_that_an_earlier_version_stored_is_calculated_again(engine, path):
+    old = Result.failure(Status.ENGINE_ERROR, "JaxRuntimeError: INTERNAL: the executable expects 7 buffers")
+    with inline(engine, path) as bridge:
+        request = some(1)[0]
+        bridge.bind(Problem((C1,), "band_gap"))
+        bridge._archive.record({bridge._archive.keys(C1, "band_gap").key(request.numbers): (request, old)})
+        assert bridge.evaluate([request])[0].status == Status.OK
+    with inline(engine, path) as bridge:
+        assert bridge.evaluate([request])[0].status == Status.OK and bridge.stats().store_hits == 1
+    assert len(engine.calculations()) == len(Store(path)) == 1
+
+
 # Worker processes
 
 
@@ -484,6 +552,35 @@ def test_every_interrupt_watch_hears_ctrl_c_and_leaves_things_as_they_were():
         assert signal.set_wakeup_fd(before) == -1
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_between_two_host_calls_ends_the_next_one(engine, path):
+    """While a program runs on an accelerator, the main thread runs no Python code for hours; nor does it here."""
+    with inline(engine, path) as bridge, ThreadPoolExecutor(1) as other:
+        bound = bridge.bind(Problem((C1,), "band_gap"))
+        handler = signal.signal(signal.SIGINT, lambda *_: None)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # else it would wake the main thread
+
+        def host_call():
+            time.sleep(0.5)  # the main thread sleeps by now
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            os.kill(os.getpid(), signal.SIGINT)
+            wait_for(lambda: bridge._interrupts.pending, 5)
+            with bridge._in_program():
+                pass
+
+        try:
+            sleep = ctypes.CDLL(None).sleep
+            call = other.submit(host_call)
+            sleep(2)
+            with pytest.raises(KeyboardInterrupt):
+                call.result(10)
+            wait_for(lambda: not bridge._interrupts.pending, 10)
+            other.submit(bridge._in_program().__enter__).result(10)
+            bound.check()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            signal.signal(signal.SIGINT, handler)
 
 
 # Batches

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -56,12 +58,83 @@ def test_query(capsys, filled):
     assert out.splitlines()[-1] == "1 results"
 
 
-def test_a_reader_may_leave_early(tmp_path):
+@pytest.mark.parametrize("action", ["query --json", "query", "export -"])
+def test_a_reader_may_leave_early(tmp_path, action):
     store = Store(tmp_path / "results.db")
     store.write(many(500))
-    command = f"{sys.executable} -m crystaljax.cli store query --json --store {store.path} | head -1"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
-    assert json.loads(done.stdout)["formula"] and done.stderr == ""
+    program = f"{sys.executable} -m crystaljax.cli store {action} --store {store.path}"
+    command = f"set -o pipefail; {program} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert len(done.stdout.splitlines()) == 1 and done.stderr == "" and done.returncode == 0
+
+
+def test_lines_that_are_no_results_are_named_and_the_rest_is_taken_over(capsys, filled, tmp_path):
+    path = tmp_path / "results.jsonl"
+    run(capsys, "store", "export", path)
+    first, second = path.read_text().splitlines()
+    coloured = second.replace("NOT_CONVERGED", r"\u001b[31mOK")
+    path.write_text(f"{first}\n{{\n{coloured}\n{second}\n")
+    code, out, err = run(capsys, "store", "import", path, "--store", tmp_path / "copy.db")
+    assert code == cli_store.PROBLEMS and "new: 2" in out and "refused: 2" in out
+    assert [line.split(": ")[0] for line in err.splitlines()] == [f"line {n} of {path} is no result" for n in (2, 3)]
+    assert "\x1b" not in err
+    path.write_text("{\n")
+    code, out, err = run(capsys, "store", "import", path, "--store", tmp_path / "other.db")
+    assert code == 2 and "nothing was imported" in err and not (tmp_path / "other.db").exists()
+
+
+def test_a_row_that_is_no_result_spoils_no_command(capsys, filled, tmp_path):
+    with contextlib.closing(sqlite3.connect(filled.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE systems SET key_value_pairs='{}' WHERE id=1")
+    copy = tmp_path / "copy.jsonl"
+    commands = (["stats"], ["stats", "--json"], ["query"], ["query", "--json"], ["export", copy], ["export", "-"])
+    for command in (*commands, ["merge", filled.path, "--store", tmp_path / "other.db"], ["verify"]):
+        code, out, err = run(capsys, "store", *command)
+        assert code == cli_store.PROBLEMS and "row 1" in err, command
+    assert len(copy.read_text().splitlines()) == 1 == len(Store(tmp_path / "other.db"))
+    assert run(capsys, "store", "repair")[0] == 0 and run(capsys, "store", "verify")[0] == 0
+
+
+HOSTILE = {
+    "no database": b"no database at all\n" * 500,
+    "empty": b"",
+    "noise": bytes(range(256)) * 64,
+    "only a header": b"SQLite format 3\0" + bytes(4080),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("action", ["stats", "query", "export", "verify", "repair", "merge", "import"])
+def test_hostile_files_get_one_line(capsys, tmp_path, monkeypatch, name, action):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "foreign.db"
+    path.write_bytes(HOSTILE[name])
+    arguments = {"export": ["-"], "merge": [path], "import": [path]}.get(action, [])
+    where = tmp_path / "mine.db" if action in ("merge", "import") else path
+    code, out, err = run(capsys, "store", action, *arguments, "--store", where)
+    assert code in (0, 1, 2) and (code != 2 or len(err.splitlines()) == 1) and "Traceback" not in err
+    if name != "empty" and action != "repair":
+        assert code != 0
+
+
+def test_a_file_with_programs_gets_one_line(capsys, filled, tmp_path):
+    with contextlib.closing(sqlite3.connect(filled.path, isolation_level=None)) as connection:
+        connection.execute("CREATE TRIGGER evil AFTER INSERT ON systems BEGIN DELETE FROM systems; END")
+    for command in (["stats"], ["query"], ["export", "-"], ["verify"], ["repair"], ["merge", filled.path]):
+        where = ["--store", tmp_path / "mine.db"] if command[0] == "merge" else []
+        code, out, err = run(capsys, "store", *command, *where)
+        assert code == 2 and "'trigger evil', which runs" in err and len(err.splitlines()) == 1 and out == "", command
+
+
+def test_an_export_takes_no_place_of_another_file(capsys, filled, tmp_path):
+    target, link = tmp_path / "mine.txt", tmp_path / "results.jsonl"
+    target.write_text("mine")
+    link.symlink_to(target)
+    (tmp_path / "results.jsonl.part").symlink_to(target)
+    code, _, err = run(capsys, "store", "export", link)
+    assert code == 2 and "exists" in err
+    link.unlink()
+    assert run(capsys, "store", "export", link)[0] == 0 and target.read_text() == "mine"
 
 
 def test_export_import_and_merge(capsys, filled, tmp_path):

@@ -208,10 +208,10 @@ def test_exceptions_become_results(module, error, status):
     assert result.status == status and error.split("(")[0] in result.message
 
 
-@pytest.mark.parametrize("error", ["OSError('disk full')", "MemoryError()"])
+@pytest.mark.parametrize("error", ["OSError('disk full')", "MemoryError()", "ImportError('no numba')"])
 def test_errors_of_the_machine_are_raised(module, error):
     name = module(f"class Broken(EMT):\n    def calculate(self, *args, **kwargs):\n        raise {error}\n")
-    with pytest.raises((OSError, MemoryError)):
+    with pytest.raises((OSError, MemoryError, ImportError)):
         make_engine(f"ase:{name}.Broken").compute(COPPER, "density")
 
 

@@ -288,6 +288,10 @@ def test_not_converged_is_no_success_though_the_job_is_done():
         ("Fortran runtime error: No space left on device", 2, OSError),
         ("Operating system error: Cannot allocate memory", 1, MemoryError),
         ("", -signal.SIGKILL, OSError),
+        ("", -signal.SIGILL, OSError),
+        ("sh: 1: pw.x: not found", 127, OSError),
+        ("pw.x: error while loading shared libraries: libfftw3.so.3: cannot open shared object file", 1, OSError),
+        ("ModuleNotFoundError: No module named 'qepy'", 1, OSError),
     ],
 )
 def test_failures_of_the_machine_are_not_the_crystals(text, code, kind):

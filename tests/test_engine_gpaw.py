@@ -264,6 +264,16 @@ def test_unknown_exception_becomes_an_engine_error(monkeypatch):
     assert result.message == "RuntimeError: the moon is full" == result.details["failed_attempts"][0]["message"]
 
 
+@pytest.mark.parametrize("error", [OSError("disk full"), MemoryError(), ImportError("no numba")])
+def test_errors_of_the_machine_are_raised(monkeypatch, error):
+    def broken(self, crystal, climb):
+        raise error
+
+    monkeypatch.setattr(GpawEngine, "_density", broken)
+    with pytest.raises(type(error)):
+        GpawEngine().compute(perovskite("K Mg F F F"), "density")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 1e6])
 def test_unbelievable_numbers_are_failures(monkeypatch, value: float):
     monkeypatch.setattr(GpawEngine, "_density", lambda self, crystal, climb: Result(value, Status.OK))

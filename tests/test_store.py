@@ -16,6 +16,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ase.db
@@ -27,6 +29,7 @@ from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
 from crystaljax.dft_bridge.store import journal as journal_module
+from crystaljax.dft_bridge.store import repair as repair_module
 from crystaljax.dft_bridge.store import verify as verify_module
 from crystaljax.dft_bridge.store.export import read_file, write_lines
 from crystaljax.dft_bridge.store.journal import SUFFIX
@@ -134,6 +137,12 @@ def test_a_key_keeps_its_first_row(store):
     store.write([record("cj0a"), record("cj0a", BAD)])
     store.write([record("cj0a", BAD), record("cj0b")])
     assert len(store) == 2 and store.read(["cj0a"])["cj0a"] == GOOD
+
+
+def test_a_failure_gives_way_to_a_success(store):
+    store.write([record("cj0a", BAD)])
+    store.write([record("cj0a")])
+    assert len(store) == 1 and store.read(["cj0a"])["cj0a"] == GOOD
 
 
 def test_many_keys_in_one_lookup(store):
@@ -429,9 +438,39 @@ def test_an_export_of_the_first_version_can_be_imported(version_1, file, tmp_pat
         (lambda line: line.replace('"schema":2', '"schema":9'), "schema 9, newer than 2"),
         (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8]'), r"must be \[N\]"),
         (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8,900]'), "atomic numbers must be 1-118"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[8,12.7]'), "a list of whole numbers"),
+        (lambda line: line.replace('"numbers":[8,12]', '"numbers":[true,12]'), "a list of whole numbers"),
+        (lambda line: line.replace('"numbers":[8,12]', f'"numbers":[8,{"9" * 310}]'), "atomic numbers must be 1-118"),
+        (lambda line: line.replace('"numbers":[8,12]', f'"numbers":{[8] * 2000}'), "it has 2000 sites"),
+        (lambda line: line.replace('"schema":2', '"schema":1e400'), "its schema is inf"),
+        (lambda line: line.replace('"schema":2', '"schema":true'), "its schema is True"),
+        (lambda line: line.replace('"seconds":80.0', '"seconds":true'), "its seconds is True, which is no"),
+        (lambda line: line.replace('"seconds":80.0', f'"seconds":{"9" * 310}'), "its seconds is 9999.*is no finite"),
+        (lambda line: line.replace('"seconds":80.0', f'"seconds":{"9" * 5000}'), "no result"),
+        (lambda line: line.replace('"seconds":80.0', '"seconds":Infinity'), "its seconds is inf"),
+        (lambda line: re.sub('"created":[^,]*', '"created":"now"', line), "its created is 'now'"),
+        (lambda line: re.sub('"created":[^,]*', '"created":NaN', line), "its created is nan"),
+        (lambda line: re.sub('"user":[^}]*', '"user":["a"]', line), r"its user is \['a'\]"),
+        (lambda line: re.sub('"user":[^}]*', r'"user":"\\ud800"', line), "characters that are none"),
+        (lambda line: line.replace('"message":"', r'"message":"\u0000'), "characters that are none"),
+        (lambda line: line.replace('"log":"', '"log":["'), "no result"),
+        (lambda line: line.replace('"iterations":60', '"x":{"__ndarray__":[[3],"float64",[1,2]]}'), "only ASE may use"),
+        (lambda line: line.replace('"iterations":60', '"x":[{"__ase_objtype__":"atoms"}]'), "only ASE may use"),
+        (lambda line: line.replace('"iterations":60', '"x":{"__datetime__":"2000"}'), "only ASE may use"),
+        (lambda line: line.replace('"cutoff":400.0', '"__complex__":[1,2]'), "only ASE may use"),
+        (lambda line: line.replace('"iterations":60', f'"x":{"9" * 310}'), "more than 64 bits"),
+        (lambda line: line.replace('"iterations":60', f'"x":{"[" * 50}{"]" * 50}'), "nested more than 30 deep"),
+        (lambda line: line.replace('"iterations":60', f'"x":{"[" * 10**5}{"]" * 10**5}'), "nested too deeply"),
+        (lambda line: line.replace('"iterations":60', f'"x":"{"y" * 5 * 10**6}"'), "characters and more"),
+        (lambda line: line.replace('"cutoff":400.0', '"cutoff":NaN'), "which is no finite number"),
+        (lambda line: re.sub('"positions":.*?]]', '"positions":[[1,2],[3,4]]', line), r"must be \[N\]"),
+        (lambda line: re.sub('"positions":.*?]]', '"positions":[[1,2,true],[3,4,5]]', line), "its positions is True"),
+        (lambda line: re.sub('"cell":.*?]]', f'"cell":[[1,2,{"9" * 310}],[3,4,5],[5,6,7]]', line), "its cell is 9999"),
+        (lambda line: re.sub('"cell":.*?]]', '"cell":[[1,0,0],[2,0,0],[0,0,1]]', line), "no result"),
     ],
 )
 def test_a_changed_line_is_refused(file, tmp_path, change, reason):
+    """By its number and the reason; the others are taken over, and whatever is there can be used."""
     path = tmp_path / "lines.jsonl"
     file.write([real(), real([12, 8], BAD)])
     lines(file, tmp_path)
@@ -439,9 +478,102 @@ def test_a_changed_line_is_refused(file, tmp_path, change, reason):
     assert change(second) != second
     path.write_text(f"{first}\n{change(second)}\n")
     target = Store(tmp_path / "target.db")
-    with pytest.raises(StoreError, match=reason):
-        read_file(target, path)
-    assert not target.path.exists(), "one bad line, and nothing is taken over"
+    merged = read_file(target, path)
+    assert (merged.added, merged.refused) == (1, 1) and verify(target) == Findings(2, 1)
+    (problem,) = merged.problems
+    assert problem.startswith(f"line 2 of {path} is no result: ") and len(problem) < 400
+    assert re.search(reason, problem)
+
+
+def test_the_value_of_a_line_must_be_a_number(file, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    file.write([real()])
+    lines(file, tmp_path)
+    sound = path.read_text()
+    values = ["true", '"5.1"', "[5.1]", "9" * 310, "1e400", "NaN", "null"]
+    path.write_text("".join(sound.replace('"value":5.1', f'"value":{value}') for value in values) + sound)
+    target = Store(tmp_path / "target.db")
+    merged = read_file(target, path)
+    assert (merged.added, merged.refused, len(merged.problems)) == (1, len(values), len(values))
+    assert [row.value for row in target.rows()] == [5.1]
+
+
+def test_a_file_without_a_result_is_one_error_and_makes_no_store(file, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(StoreError, match="line 1 of .* is no result.* no line of .* is a result, so nothing was"):
+        read_file(file, path)
+    assert not file.path.exists()
+
+
+def poisoned(store, statement):
+    """A store with ten rows of which the third is as somebody else may have made it."""
+    store.write(many(10))
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE systems SET {statement} WHERE id=3")
+    return store
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        """calculator_parameters='{"__ase_objtype__": "moon", "x": NaN}'""",
+        """calculator_parameters='{"__ndarray__": [[9], "float64", [1]], "x": NaN}'""",
+        """data=x'0800000000000000' || '{"details":{"__ase_objtype__":"atoms"},"message":"","log":"","x":NaN}'""",
+        """data=x'0800000000000000' || '{"details":{"x":{"__ndarray__":[[9],"float64",[1]]}},"message":"","log":""}'""",
+        f"""data=x'0800000000000000' || '{{"details":{"[" * 10**5}{"]" * 10**5}}}'""",
+        "key_value_pairs='[]'",
+        "key_value_pairs=5",
+        "key_value_pairs='{}'",
+        """key_value_pairs=replace(key_value_pairs, '"value": 2.0', '"value": true')""",
+        """key_value_pairs=replace(key_value_pairs, '"status": "OK"', '"status": ["OK"]')""",
+        "numbers=zeroblob(4000000)",
+        "numbers=NULL",
+        "positions='text'",
+        "ctime='now'",
+        "username=x'ff'",
+    ],
+)
+def test_a_poisoned_row_is_named_and_spoils_nothing_else(file, tmp_path, statement):
+    poisoned(file, statement)
+    problems = []
+    rows = list(file.rows(problems=problems))
+    assert len(rows) == 9 and len(problems) == 1 and problems[0].startswith(f"row 3 of {file.path} is no result")
+    with pytest.raises(StoreError, match="row 3 of .* is no result.*`repair` drops it"):
+        write_lines(file.rows(), open(tmp_path / "lines.jsonl", "w"))
+    other = Store(tmp_path / "other.db")
+    assert other.merge(file.rows(problems=[])).added == 9
+    assert verify(other) == Findings(2, 9) and verify(file).good == 9
+    repair(file)
+    assert verify(file) == Findings(2, 10), "the row that was written is in the journal"
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        ("CREATE TRIGGER evil AFTER INSERT ON systems BEGIN DELETE FROM systems; END", "trigger evil"),
+        ("CREATE TEMP TABLE x(y); CREATE VIEW evil AS SELECT * FROM systems", "view evil"),
+        ("ALTER TABLE keys RENAME TO k; CREATE VIEW keys AS SELECT * FROM k", "view keys"),
+        ("CREATE VIRTUAL TABLE evil USING fts5(text)", "table evil"),
+    ],
+)
+def test_programs_in_a_file_of_somebody_else_are_seen_when_it_is_opened(file, statement, what):
+    file.write(many(3))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.executescript(statement)
+    foreign = Store(file.path)
+    uses = (foreign.open, lambda: foreign.read(["cj0"]), lambda: list(foreign.rows()), lambda: verify(foreign))
+    for use in (*uses, lambda: foreign.write(many(4)), lambda: repair(foreign)):
+        with pytest.raises(StoreError, match=f"it holds the '{what}', which runs"):
+            use()
+
+
+def test_a_schema_that_is_no_number_is_explained(file):
+    file.write(many(1))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute("UPDATE information SET value='9e999' WHERE name='crystaljax_schema'")
+    with pytest.raises(StoreError, match="its schema is '9e999', which no CrystalJAX has written"):
+        Store(file.path).open()
 
 
 def test_merge(store, tmp_path):
@@ -668,18 +800,120 @@ def test_a_new_store_beside_the_journal_of_another_says_so(file, caplog):
     assert verify(again) == Findings(2, 4)
 
 
-def test_repair_refuses_a_store_that_is_written_to(file, monkeypatch):
+@pytest.mark.parametrize("moment", ["read", "copied"])
+def test_who_writes_while_a_store_is_repaired_writes_to_the_new_file(file, monkeypatch, moment):
+    """A row that comes at any moment of a repair is there afterwards; it waits until the repair is over."""
     file.write(many(3))
-    original = Store.merge
+    writer = threading.Thread(target=lambda: Store(file.path).write(many(4)[3:]))
+    module, name = {"read": (Store, "merge"), "copied": (repair_module, "_copied")}[moment]
+    original = getattr(module, name)
 
-    def meanwhile(self, rows, *arguments):
-        file.write(many(4)[3:])
-        return original(self, rows, *arguments)
+    def meanwhile(*arguments):
+        if not writer.ident:
+            writer.start()
+            time.sleep(0.3)
+            assert writer.is_alive(), "it waits"
+        return original(*arguments)
 
-    monkeypatch.setattr(Store, "merge", meanwhile)
-    with pytest.raises(StoreError, match="another process writes to .*; end it and repair again"):
-        repair(file)
-    assert verify(file) == Findings(2, 4) and len(list(file.path.parent.iterdir())) == 2
+    monkeypatch.setattr(module, name, meanwhile)
+    repair(file)
+    writer.join()
+    assert verify(file) == Findings(2, 4)
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["results.db", "results.db.damaged", JOURNAL]
+
+
+def test_a_process_that_writes_through_many_repairs_loses_nothing(file):
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_store import Store, many
+        store = Store({str(file.path)!r})
+        for record in many(20):
+            store.write([record])
+            print("written", flush=True)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "written\n"
+        repairs = 0
+        while process.poll() is None:
+            repair(file)
+            repairs += 1
+        assert process.returncode == 0, process.stderr.read()
+    assert repairs > 1 and verify(file) == Findings(2, 20)
+
+
+def test_two_repairs_at_once(file):
+    file.write(many(30))
+    damage(file.path, f'"key": "{many(30)[20].key}"')
+    with ThreadPoolExecutor(3) as threads:
+        kept = {path for _, path in threads.map(repair, [Store(file.path) for _ in range(3)])}
+    assert len(kept) == 3 and verify(file) == Findings(2, 30)
+
+
+def test_rows_that_are_merely_newer_are_no_reason_to_repair(file, monkeypatch):
+    """Also one that stands in the journal but is not committed yet: who looks waits for it."""
+    file.write(many(3))
+    original = verify_module._last_id
+    noted, go_on = threading.Event(), threading.Event()
+
+    def slow(self, connection, rows):
+        noting(self, connection, rows)
+        noted.set()
+        go_on.wait(10)
+
+    noting = Store._note
+    writer = threading.Thread(target=lambda: Store(file.path).write(many(5)[3:]))
+
+    def meanwhile(store):
+        monkeypatch.setattr(Store, "_note", slow)
+        found = original(store)
+
+        def ask(connection):
+            last = found(connection)
+            writer.start()
+            assert noted.wait(10)
+            threading.Timer(0.3, go_on.set).start()
+            return last
+
+        return ask
+
+    monkeypatch.setattr(verify_module, "_last_id", meanwhile)
+    assert verify(file) == Findings(2, 3)
+    writer.join()
+    monkeypatch.undo()
+    assert verify(file) == Findings(2, 5)
+
+
+def test_a_row_that_only_the_journal_has_is_still_found_while_others_write(file):
+    file.write(many(4))
+    with contextlib.closing(sqlite3.connect(file.path, isolation_level=None)) as connection:
+        connection.execute("DELETE FROM systems WHERE id=4")
+    assert verify(file).only_in_journal == 1
+    read_only = Store(file.path)
+    file.path.chmod(0o444)
+    assert verify(read_only).only_in_journal == 1
+
+
+@pytest.mark.parametrize("first", [0, 3])
+def test_while_only_the_database_cannot_grow_the_journal_repeats_nothing(file, first):
+    """It is full when a row is committed: what stands in the journal by then is taken back."""
+    records = many(40)
+    file.open()
+    file.write(records[:first])
+    resource = pytest.importorskip("resource")
+    before, journal = resource.getrlimit(resource.RLIMIT_FSIZE), file.database.journal.path
+    size = journal.stat().st_size if journal.exists() else None
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.path.stat().st_size, before[1]))
+    try:
+        for _ in range(3):
+            with pytest.raises(StoreError, match="cannot use the store"):
+                file.write(records[first:])
+            assert (journal.stat().st_size if journal.exists() else None) == size
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    file.write(records[first:])
+    assert len(journal.read_text().splitlines()) == 40 and verify(file) == Findings(2, 40)
 
 
 @pytest.mark.postgres

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import SCFError
-from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import (
     bulk_modulus,
     check_choice,
@@ -149,11 +149,11 @@ class AseEngine(PresetEngine):
             try:
                 with _scratch_folder():
                     result = getattr(self, f"_{property_name}")(atoms)
-            except (OSError, MemoryError):  # about the machine, not the crystal
-                raise
             except SCFError as error:
                 result = Result.failure(Status.NOT_CONVERGED, _one_line(error))
             except Exception as error:  # the outermost edge: a calculator may raise anything, kept with its type
+                if about_the_machine(error):
+                    raise
                 # ASE's own calculators raise the bare class for an element without parameters.
                 status = Status.UNSUPPORTED_ELEMENT if type(error) is NotImplementedError else Status.ENGINE_ERROR
                 result = Result.failure(status, _one_line(error))

@@ -6,7 +6,11 @@ Everything here is NumPy and plain data, so that it travels to worker processes 
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+import signal
 from collections.abc import Sequence
+from subprocess import CalledProcessError
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -17,8 +21,54 @@ PROPERTIES = ("band_gap", "bulk_modulus", "density")
 """Names of the properties an engine may be asked for; units eV, GPa, g/cm3."""
 
 
+DEEPEST = 30
+"""Tables and lists within each other, in the details of a result and in a fingerprint."""
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
+"""Characters that no store can hold: PostgreSQL has no NUL, UTF-8 no surrogates."""
+
+
 class EngineNotReady(RuntimeError):
     """An engine cannot run here; the message says what is missing and the command that installs it."""
+
+
+_OF_MACHINES = (EngineNotReady, MemoryError, OSError, ImportError, SyntaxError, SystemError, EOFError)
+_OF_OTHERS = ("JaxRuntimeError", "XlaRuntimeError", "zlib.error", "UnpicklingError")
+"""Names of classes of modules that are loaded only where they are needed: XLA's for a program that cannot be loaded or
+run, for a lost device and for its memory; and those for files of compiled programs and of data that are damaged."""
+_IN_WORDS = ("RESOURCE_EXHAUSTED", "can't start new thread", "partially initialized module")
+"""What errors of a general class say."""
+_SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGBUS", "SIGILL", "SIGXCPU", "SIGXFSZ")
+MACHINE_RETURNS = (126, 127, *(-getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)))
+"""Return codes of programs that say nothing about a crystal: there is no such program or it cannot be run, or a signal
+that comes from outside or speaks of the machine (no memory or disk left, a program for another processor)."""
+
+
+def about_the_machine(error: BaseException) -> bool:
+    """Whether an exception, or one that led to it, speaks of the machine or of what is installed, not of a crystal.
+
+    Such a calculation has no result: it may well have one at another time, so nothing of it may be stored. In doubt
+    the machine is to blame; then a crystal is calculated again, while a wrong failure would stay for ever.
+    """
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        names = {name for kind in type(link).__mro__ for name in (kind.__name__, f"{kind.__module__}.{kind.__name__}")}
+        if (
+            isinstance(link, _OF_MACHINES)
+            or not names.isdisjoint(_OF_OTHERS)
+            or any(text in str(link) for text in _IN_WORDS)
+            or (isinstance(link, CalledProcessError) and link.returncode in MACHINE_RETURNS)
+        ):
+            return True
+        seen.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return False
+
+
+def tells_of_the_machine(result: Result) -> bool:
+    """Whether a stored failure is one that earlier versions kept though it speaks of the machine."""
+    names = ("JaxRuntimeError", "XlaRuntimeError", "ImportError", "ModuleNotFoundError", "MemoryError", "OSError")
+    return result.status == Status.ENGINE_ERROR and result.message.startswith(tuple(f"{name}: " for name in names))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,3 +152,35 @@ class BatchEngine(Engine, Protocol):
 
     def start_worker(self) -> None:
         """Called once in every worker process, before its first calculation."""
+
+
+def check_plain(value: Any, what: str, finite: bool = False, depth: int = 0) -> None:
+    """Raise ``ValueError`` unless a value is data that every part of a store can hold and give back as it is.
+
+    ASE keeps arrays and objects as tables with names such as ``__ndarray__``, and makes them when it reads a row; in
+    data of somebody else such a name would be made into whatever it says.
+    """
+    if depth > DEEPEST:
+        raise ValueError(f"its {what} are nested more than {DEEPEST} deep")
+    if isinstance(value, dict):
+        for name, entry in value.items():
+            if not isinstance(name, str) or name.startswith("__"):
+                raise ValueError(f"its {what} have the name {name!r:.40}, which only ASE may use")
+            check_plain(name, what)
+            check_plain(entry, what, finite, depth + 1)
+    elif isinstance(value, list):
+        for entry in value:
+            check_plain(entry, what, finite, depth + 1)
+    elif isinstance(value, str):
+        if NO_TEXT.search(value):
+            raise ValueError(f"its {what} hold a text with characters that are none: {value!r:.40}")
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise ValueError(f"its {what} hold an array of {value.dtype}")
+    elif type(value) is int:
+        if abs(value) >= 2**63:
+            raise ValueError(f"its {what} hold a whole number of more than 64 bits")
+    elif not (value is None or type(value) in (bool, float)):
+        raise ValueError(f"its {what} hold {type(value).__name__}, which is no plain data")
+    elif finite and type(value) is float and not math.isfinite(value):
+        raise ValueError(f"its {what} hold {value}, which is no finite number")

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import bulk_modulus, checked, density_of, relax, symbols_of, to_atoms
 from crystaljax.dft_bridge.engines.presets import PresetEngine
 from crystaljax.dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure, check_ladder, chosen, described, names_of
@@ -238,6 +238,8 @@ class GpawEngine(PresetEngine):
         except ScfFailure as failed:
             result = Result.failure(failed.status, str(failed))
         except Exception as error:  # the outermost edge: whatever else GPAW raises is kept with its type
+            if about_the_machine(error):
+                raise
             text = f"{type(error).__name__}: {error}"[:_MAX_UNKNOWN_MESSAGE]
             status = Status.INVALID_RESULT if "NaN" in text else Status.ENGINE_ERROR
             climb.fail(status, text)

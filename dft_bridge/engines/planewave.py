@@ -291,9 +291,8 @@ class PlanewaveEngine(PresetEngine):
     def worker_environment(self, index: int) -> dict[str, str]:
         """One core or one GPU for each worker, and compiled programs kept on disk."""
         given = os.environ
-        cache = Path(given.get("XDG_CACHE_HOME") or Path.home() / ".cache", "crystaljax", "xla")
         defaults = {
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_COMPILATION_CACHE_DIR": str(_own_cache()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
             "LOKY_MAX_MEMORY_LEAK_SIZE": _WORKER_GROWTH,
         }
@@ -307,9 +306,18 @@ class PlanewaveEngine(PresetEngine):
         return environment | {"CUDA_VISIBLE_DEVICES": gpu, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
     def start_worker(self) -> None:
-        """Start JAX as if there were one CPU core: a thread pool as wide as the machine only slows a worker down."""
-        import jax
+        """Start JAX as if there were one CPU core, and with compiled programs that are checked when they are loaded.
 
+        A thread pool as wide as the machine only slows a worker down.
+        """
+        import jax
+        from crystaljax.dft_bridge.planewave import program_cache
+
+        if folder := jax.config.jax_compilation_cache_dir:
+            bound = jax.config.jax_compilation_cache_max_size
+            program_cache.use(Path(folder), program_cache.MOST_BYTES if bound < 0 else bound)
+            if Path(folder) == _own_cache():
+                program_cache.drop_unchecked(Path(folder))
         if os.getenv("JAX_PLATFORMS") != "cpu" or not hasattr(os, "sched_setaffinity"):
             return
         cores = os.sched_getaffinity(0)
@@ -474,6 +482,11 @@ def _workbench(pseudopotentials: str, batch: int) -> Workbench:
     from crystaljax.dft_bridge.planewave.kinds import Workbench
 
     return Workbench(_pseudo_set(pseudopotentials), batch or (1 if _on_cpu() else None))
+
+
+def _own_cache() -> Path:
+    """Where compiled programs are kept unless the user names another folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "crystaljax", "xla")
 
 
 def _on_cpu() -> bool:

@@ -26,7 +26,7 @@ from ase import Atoms
 from ase.calculators.espresso import EspressoProfile
 from ase.io.espresso import write_espresso_in
 from ase.units import Bohr, GPa, Hartree
-from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.engines.base import MACHINE_RETURNS, EngineNotReady
 from crystaljax.dft_bridge.engines.upf import UpfFile
 from crystaljax.dft_bridge.ladder import ScfFailure
 
@@ -61,9 +61,11 @@ FAILURES: tuple[tuple[str, Status, str], ...] = (
 _MACHINE = (
     r"(?i)(file \S+ not found|no space left on device|disk quota exceeded|read-only file system|permission denied"
     r"|error (?:while )?(?:writing|opening)[^\n]*|out-of-resource|\w*_init failed|an error occurred in MPI_Init"
-    r"|cannot allocate memory|would exceed memory limit|insufficient virtual memory)"
+    r"|cannot allocate memory|would exceed memory limit|insufficient virtual memory"
+    r"|error while loading shared libraries[^\n]*|symbol lookup error[^\n]*"
+    r"|(?-i:ImportError|ModuleNotFoundError|OSError)\b[^\n]*)"
 )
-"""What ``pw.x``, Fortran and MPI write when files or memory run out."""
+"""What ``pw.x``, Fortran and MPI write when files or memory run out, and a loader or Python when a part is missing."""
 
 
 class PwxFailure(ScfFailure):
@@ -247,8 +249,9 @@ def failure(text: str, returncode: int) -> PwxFailure:
     machine = re.search(_MACHINE, text)
     if machine:
         raise (MemoryError if "memory" in machine[1].lower() else OSError)(f"pw.x: {machine[1]}")
-    if returncode in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
-        raise ChildProcessError(f"pw.x was ended by {signal.Signals(-returncode).name}: out of memory, or by hand")
+    if returncode in MACHINE_RETURNS:
+        how = f"was ended by {signal.Signals(-returncode).name}" if returncode < 0 else f"cannot be run ({returncode})"
+        raise ChildProcessError(f"pw.x {how}: out of memory, ended by hand, or not installed for this machine")
     reported = re.search(r"%{20,}\s*(\S.*?)\s*%{20,}", text, re.DOTALL)
     if reported:
         message = " ".join(reported[1].split())

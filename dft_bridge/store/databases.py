@@ -12,10 +12,13 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import ase.db
 import orjson
 from crystaljax.dft_bridge.store.journal import Journal
+
+from crystaljax.urls import passwords, without_password
 
 BUSY_SECONDS = 60
 """How long to wait while another process writes."""
@@ -53,6 +56,10 @@ class Database(Protocol):
     def transaction(self, write: bool) -> Iterator[Any]:
         """A connection, committed at the end or rolled back by an exception; ``write``: the only writing one."""
 
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        """Nobody else writes meanwhile; nor do we, but to files. ``False`` if there is no way to see to it."""
+
     def execute(self, connection: Any, statement: str, arguments: Sequence[Any] = ()) -> Any:
         """The cursor of a statement, with ``?`` for each argument."""
 
@@ -64,6 +71,9 @@ class Database(Protocol):
 
     def has(self, connection: Any, name: str) -> bool:
         """Whether there is a table or index of this name."""
+
+    def programs(self, connection: Any) -> list[str]:
+        """What of a file of somebody else would run when it is read or written, such as ``trigger x``."""
 
     def wanted(self, keys: Sequence[str]) -> Any:
         """The keys as the parameter of ``match``."""
@@ -122,13 +132,8 @@ class Sqlite:
 
     @contextlib.contextmanager
     def transaction(self, write: bool) -> Iterator[sqlite3.Connection]:
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+        connection = self._begun(write)
         with contextlib.closing(connection):
-            # Durable also when the power fails right after a commit, on any file system.
-            connection.execute("PRAGMA synchronous=EXTRA")
-            if write:
-                connection.execute("PRAGMA journal_mode=DELETE")  # a write-ahead log breaks on shared folders
-            connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             try:
                 yield connection
                 connection.execute("COMMIT")
@@ -136,6 +141,53 @@ class Sqlite:
                 if connection.in_transaction:  # SQLite itself rolls back when the disk is full
                     connection.execute("ROLLBACK")
                 raise
+
+    def _begun(self, write: bool, renew: bool = True) -> sqlite3.Connection:
+        """A connection in a transaction; a writing one has the lock of the file that has our name by then.
+
+        ``renew``: also see to it that it has no write-ahead log, which breaks on shared folders.
+
+        While we waited for the lock its owner may have put a repaired file in its place (:meth:`only_writer`). What is
+        then written to the old one would be lost.
+        """
+        while True:
+            before = self._identity()
+            connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None)
+            try:
+                connection.execute("PRAGMA trusted_schema=OFF")  # the file may come from anybody
+                # Durable also when the power fails right after a commit, on any file system.
+                connection.execute("PRAGMA synchronous=EXTRA")
+                if write and renew:
+                    connection.execute("PRAGMA journal_mode=DELETE")
+                connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                if not write or self._identity() == before:
+                    return connection
+            except BaseException:
+                connection.close()
+                raise
+            connection.close()
+
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        """As :meth:`Database.only_writer`; not even to a file that is put in this one's place.
+
+        ``False``: the file is so damaged that it cannot be locked; then nobody can write to it, either.
+        """
+        try:
+            connection = self._begun(write=True, renew=False)
+        except sqlite3.Error as error:
+            if not self.damaged(error):
+                raise
+            yield False
+            return
+        with contextlib.closing(connection):
+            yield True  # closing rolls back: there is nothing to commit
+
+    def _identity(self) -> tuple[int, int] | None:
+        with contextlib.suppress(FileNotFoundError):
+            found = self.path.stat()
+            return found.st_dev, found.st_ino
+        return None
 
     def execute(self, connection: sqlite3.Connection, statement: str, arguments: Sequence[Any] = ()) -> sqlite3.Cursor:
         return connection.execute(statement, arguments)
@@ -151,6 +203,13 @@ class Sqlite:
 
     def has(self, connection: sqlite3.Connection, name: str) -> bool:
         return bool(connection.execute("SELECT COUNT(*) FROM sqlite_master WHERE name=?", [name]).fetchone()[0])
+
+    def programs(self, connection: sqlite3.Connection) -> list[str]:
+        query = (
+            "SELECT type || ' ' || name FROM sqlite_master WHERE type IN ('trigger', 'view') "
+            "OR (type = 'table' AND sql LIKE 'CREATE VIRTUAL%') ORDER BY rowid"
+        )
+        return [name for (name,) in connection.execute(query)]
 
     def wanted(self, keys: Sequence[str]) -> str:
         return json.dumps(list(keys))
@@ -201,8 +260,7 @@ class Postgres:
     }
 
     def __init__(self, url: str):
-        self.name = re.sub(r"(//[^/@:]*):[^/@]*@", r"\1:***@", url)
-        self._url = url
+        self.name, self._url = without_password(url, "***"), url
         try:
             import psycopg2.extras
 
@@ -232,6 +290,11 @@ class Postgres:
                 self.execute(connection, f"SELECT pg_advisory_xact_lock({_PG_LOCK})")
             yield connection
 
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        with self.transaction(write=True):
+            yield True
+
     def execute(self, connection: Any, statement: str, arguments: Sequence[Any] = ()) -> Any:
         cursor = connection.cursor()
         cursor.execute(statement.replace("?", "%s"), arguments)
@@ -248,6 +311,9 @@ class Postgres:
 
     def has(self, connection: Any, name: str) -> bool:
         return self.execute(connection, "SELECT to_regclass(?)", [name]).fetchone()[0] is not None
+
+    def programs(self, connection: Any) -> list[str]:
+        return []  # they are the server's, not a file's
 
     def wanted(self, keys: Sequence[str]) -> list[str]:
         return list(keys)
@@ -267,6 +333,10 @@ class Postgres:
         code = error.pgcode or ""
         known = [text for start, text in self._advice.items() if code.startswith(start)]
         reason = " ".join(str(error).split())
+        for password in passwords(self._url):  # libpq quotes a URL that it cannot read
+            reason = reason.replace(password, "***").replace(unquote(password), "***")
+        if "no password supplied" in reason:
+            return f"it needs a password: set PGPASSWORD, or write it into ~/.pgpass ({reason})"
         return f"{known[0]} ({reason})" if known else f"{reason}; check the URL and that the server runs"
 
 

@@ -5,15 +5,19 @@ Import gives back the rows to the last digit. Only Python's JSON writes NaN, whi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store.merge import Merged
-from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.records import UNREADABLE, Row
 from crystaljax.dft_bridge.store.schema import SCHEMA, parse
 from crystaljax.dft_bridge.store.store import Store, StoreError
+
+LONGEST_LINE = 1 << 22
+"""Characters; a result of a crystal of :data:`~crystaljax.dft_bridge.store.records.MOST_SITES` has a tenth of it."""
 
 
 def write_lines(rows: Iterable[Row], file: TextIO, version: int = SCHEMA) -> int:
@@ -26,26 +30,38 @@ def write_lines(rows: Iterable[Row], file: TextIO, version: int = SCHEMA) -> int
 
 
 def read_file(store: Store, path: Path) -> Merged:
-    """Merge the lines of a file into a store. One line that makes no sense, and nothing is taken over.
+    """Merge the lines of a file into a store. A line that is no result is refused, with its number and the reason.
 
     Raises:
-        StoreError: the file cannot be read or has such a line; says which and why.
+        StoreError: the file cannot be read, or none of its lines is a result.
     """
-    keys = KeyRing()
-    for _ in _lines(path, keys):
-        pass
-    return store.merge(_lines(path, keys))
+    refused = Merged()
+    merged = store.merge(_lines(path, KeyRing(), refused))
+    if refused.refused and not (merged.added or merged.known or merged.replaced or merged.refused):
+        raise StoreError(f"{refused.problems[0]}; no line of {path} is a result, so nothing was imported")
+    for problem in refused.problems:
+        merged.refuse(problem)
+    merged.refused += refused.refused - len(refused.problems)
+    return merged
 
 
-def _lines(path: Path, keys: KeyRing) -> Iterator[Row]:
+def _lines(path: Path, keys: KeyRing, refused: Merged) -> Iterator[Row]:
     """The rows of a file, under their present keys."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, start=1):
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            for number in itertools.count(1):
+                line = file.readline(LONGEST_LINE)
+                if not line:
+                    return
                 try:
+                    if len(line) == LONGEST_LINE and not line.endswith("\n"):
+                        while (rest := file.readline(LONGEST_LINE)) and not rest.endswith("\n"):
+                            pass
+                        raise ValueError(f"it has {LONGEST_LINE} characters and more")
                     row = parse(line, keys)
-                except ValueError as error:
-                    raise StoreError(f"line {number} of {path} is no result: {error}; nothing was imported") from error
+                except UNREADABLE as error:
+                    refused.refuse(f"line {number} of {path} is no result: {error}")
+                    continue
                 yield row
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error}") from error

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 from crystaljax.dft_bridge.store.records import Row
 
@@ -24,6 +25,13 @@ _BLOCK = 1 << 16
 def checksum(line: str) -> int:
     """Of a line of an export."""
     return zlib.crc32(line.encode())
+
+
+class Added(NamedTuple):
+    """The bytes of a journal from ``start`` to ``end``."""
+
+    start: int
+    end: int
 
 
 class Journal:
@@ -44,7 +52,8 @@ class Journal:
         """Make the journal with these rows, whole or not at all; raises as :meth:`append`."""
         partial = self.path.with_name(self.path.name + ".partial")
         try:
-            with open(partial, "wb", buffering=0) as file:
+            partial.unlink(missing_ok=True)
+            with open(partial, "xb", buffering=0) as file:  # never through a link that somebody has put there
                 _write(file, rows, schema)
             partial.replace(self.path)
         finally:
@@ -55,8 +64,11 @@ class Journal:
         finally:
             os.close(folder)
 
-    def append(self, rows: Iterable[Row], schema: int) -> None:
+    def append(self, rows: Iterable[Row], schema: int) -> Added:
         """Add rows; they are on disk when this returns, and nothing of them is there if it raises.
+
+        Returns:
+            Where they are, for :meth:`take_back`.
 
         Raises:
             OSError: the file cannot be written.
@@ -67,9 +79,19 @@ class Journal:
                 file.truncate(end)
                 file.seek(end)
                 _write(file, rows, schema)
+                return Added(end, file.tell())
             except BaseException:
                 os.truncate(self.path, end)
                 raise
+
+    def take_back(self, added: Added) -> None:
+        """Remove what was added last, unless more was added since. With the store's lock, as :meth:`append`."""
+        if self.size() != added.end:
+            return
+        if added.start:
+            os.truncate(self.path, added.start)
+        else:
+            self.path.unlink()  # it was made for what is not there
 
     def entries(self, problems: list[str]) -> Iterator[tuple[str, str]]:
         """Key and line, as an export has it, of all lines that are whole; of others a text is added to ``problems``.

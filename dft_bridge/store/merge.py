@@ -16,6 +16,9 @@ from crystaljax.status import Status
 SAME_VALUE = 1e-6
 """Relative difference up to which two values of one key are one number, calculated on two machines."""
 
+NAMED = 1000
+"""Refused rows that are named one by one; a file of somebody else may hold any number."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Conflict:
@@ -37,7 +40,9 @@ class Merged:
         replaced: failures that gave way to a success.
         known: rows whose key was there already.
         conflicts: of these, those whose value is another; the store keeps its own.
-        refused: rows whose key is not that of their crystal, property and settings: changed or damaged.
+        refused: rows that make no sense, or whose key is not that of their crystal, property and settings: changed or
+            damaged.
+        problems: why, of the first :data:`NAMED` of them.
     """
 
     added: int = 0
@@ -45,6 +50,13 @@ class Merged:
     known: int = 0
     conflicts: list[Conflict] = dataclasses.field(default_factory=list)
     refused: int = 0
+    problems: list[str] = dataclasses.field(default_factory=list)
+
+    def refuse(self, problem: str) -> None:
+        """Count a row that is not taken over."""
+        self.refused += 1
+        if len(self.problems) < NAMED:
+            self.problems.append(problem)
 
 
 def chunks(rows: Iterable[Row]) -> Iterator[dict[str, Row]]:

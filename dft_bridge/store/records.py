@@ -16,7 +16,7 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.db.core import now
 from ase.formula import Formula
-from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.base import NO_TEXT, Crystal, Result, check_plain
 from crystaljax.dft_bridge.keys import KeyRing
 
 from crystaljax.status import Status
@@ -25,6 +25,20 @@ COLUMNS = ("formula", "property", "value", "status", "engine", "seconds", "key")
 """What is worth listing: ``ase db results.db -c formula,property,value,status,engine``. Failures have no value."""
 LOG_CHARACTERS = 4000
 """How much of the end of an engine's log a row keeps."""
+UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AssertionError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+"""What decoding raises on bytes that are not what was written."""
+MOST_SITES = 100
+"""Of a crystal in a store, five times what is designed by default: to find the key of a symmetric crystal takes time
+and memory that grow with the cube of its sites, and a file of somebody else could ask for any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +71,8 @@ class Record:
     def data(self) -> dict[str, Any]:
         """What the row keeps besides."""
         result = self.result
-        return {"details": result.details, "message": result.message, "log": result.log[-LOG_CHARACTERS:]}
+        message, log = (NO_TEXT.sub("\ufffd", text) for text in (result.message, result.log[-LOG_CHARACTERS:]))
+        return {"details": result.details, "message": message, "log": log}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -165,44 +180,96 @@ class Row:
         """
         try:
             line = json.loads(text)
+            if not isinstance(line, dict):
+                raise ValueError("it is no JSON object")
             pairs = {name: line[name] for name in ("key", "property", "status", "engine", "value", "seconds")}
             if pairs["value"] is None:
                 del pairs["value"]
             data = {"details": line["details"], "message": line["message"], "log": line.get("log", "")}
-            cell, positions = (np.array(line[name], dtype=np.float64) for name in ("cell", "positions"))
-            numbers = np.array(line["numbers"], dtype=np.int32)
-            row = cls(cell, positions, numbers, pairs, line["fingerprint"], data, float(line["created"]), line["user"])
-            schema = int(line["schema"])
+            numbers = _whole_numbers(line["numbers"])
+            cell, positions = (_vectors(line[name], name) for name in ("cell", "positions"))
+            created = _number(line["created"], "created")
+            row = cls(cell, positions, numbers, pairs, line["fingerprint"], data, created, line["user"])
+            if type(line["schema"]) is not int or line["schema"] < 1:
+                raise ValueError(f"its schema is {line['schema']!r:.40}")
             row.check()
         except KeyError as error:
             raise ValueError(f"it has no {error}") from error
-        except TypeError as error:
-            raise ValueError(str(error)) from error
-        return row, schema
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+        return row, line["schema"]
 
-    def check(self) -> None:
-        """Raise ``ValueError`` that says what of a row makes no sense."""
+    def check(self, data: bool = True) -> None:
+        """Raise ``ValueError`` that says what of a row makes no sense, or is not plain data; ``data``: it has some.
+
+        A row may come from anybody. What is accepted here can be written, read and exported by every other part.
+        """
         n = len(self.numbers)
-        if not n or self.cell.shape != (3, 3) or self.positions.shape != (n, 3):
+        if not 0 < n <= MOST_SITES:
+            raise ValueError(f"it has {n} sites; a crystal of a store has 1 to {MOST_SITES}")
+        if self.cell.shape != (3, 3) or self.positions.shape != (n, 3):
             raise ValueError("numbers, cell and positions must be [N], [3, 3] and [N, 3]")
         if not (np.isfinite(self.cell).all() and np.isfinite(self.positions).all()):
             raise ValueError("its crystal has numbers that are not finite")
         if not ((self.numbers > 0) & (self.numbers < len(chemical_symbols))).all():
             raise ValueError(f"its atomic numbers must be 1-{len(chemical_symbols) - 1}")
-        if self.pairs.get("status") not in Status.__members__:
-            raise ValueError(f"its status {self.pairs.get('status')!r} is not one of {', '.join(Status.__members__)}")
-        if (self.status == Status.OK) != math.isfinite(self.value):
+        if not isinstance(self.pairs, dict) or self.pairs.get("status") not in list(Status.__members__):
+            status = self.pairs.get("status") if isinstance(self.pairs, dict) else None
+            raise ValueError(f"its status {status!r:.40} is not one of {', '.join(Status.__members__)}")
+        has_value = "value" in self.pairs
+        if has_value:
+            _number(self.value, "value", finite=False)
+        if (self.status == Status.OK) != has_value or (has_value and not math.isfinite(self.value)):
             raise ValueError(f"its status is {self.status.name}, its value is {self.value}")
-        texts = [self.pairs.get(name) for name in ("key", "property", "engine")] + [self.data.get("message")]
-        tables = self.fingerprint, self.data.get("details")
+        _number(self.pairs.get("seconds"), "seconds")
+        if self.pairs["seconds"] < 0:
+            raise ValueError(f"its seconds are {self.pairs['seconds']!r:.40}")
+        texts = [self.pairs.get(name) for name in ("key", "property", "engine")]
+        tables: list[Any] = []
+        if data:
+            if not isinstance(self.data, dict):
+                raise ValueError("its data are no table")
+            texts += [self.data.get("message"), self.data.get("log", "")]
+            tables = [self.fingerprint, self.data.get("details")]
         if not all(isinstance(t, str) for t in texts) or not all(isinstance(t, dict) for t in tables):
-            raise ValueError("key, property, engine and message must be texts, fingerprint and details tables")
-        if not (isinstance(self.pairs.get("seconds"), float | int) and self.pairs["seconds"] >= 0):
-            raise ValueError(f"its seconds are {self.pairs.get('seconds')!r}")
+            raise ValueError("key, property, engine, message and log must be texts, fingerprint and details tables")
+        if not isinstance(self.user, str | None):
+            raise ValueError(f"its user is {self.user!r:.40}, which is no name")
+        _number(self.created, "created")
+        for what, value in (("texts", [*texts, self.user or ""]), ("pairs", self.pairs)):
+            check_plain(value, what)
+        if data:
+            check_plain(self.fingerprint, "fingerprint", finite=True)
+            check_plain(self.data["details"], "details")
 
     @property
     def property(self) -> str:  # last, since it hides the decorator
         return self.pairs["property"]
+
+
+def _number(value: Any, name: str, finite: bool = True) -> float:
+    """A number that a float can hold; ``true`` is none, nor is a text."""
+    try:
+        if type(value) in (int, float) and (math.isfinite(value) or not finite):
+            return float(value)
+    except OverflowError:  # more digits than a float has
+        pass
+    raise ValueError(f"its {name} is {value!r:.40}, which is no {'finite ' if finite else ''}number")
+
+
+def _whole_numbers(values: Any) -> np.ndarray:
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError("its numbers must be a list of whole numbers")
+    if not all(0 < value < len(chemical_symbols) for value in values):
+        raise ValueError(f"its atomic numbers must be 1-{len(chemical_symbols) - 1}")
+    return np.array(values, dtype=np.int32)
+
+
+def _vectors(rows: Any, name: str) -> np.ndarray:
+    """Float64 [..., 3] from lists of three numbers."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 3 for row in rows):
+        raise ValueError("numbers, cell and positions must be [N], [3, 3] and [N, 3]")
+    return np.array([[_number(value, name) for value in row] for row in rows], dtype=np.float64).reshape(-1, 3)
 
 
 def result_of(pairs: Mapping[str, Any], data: Mapping[str, Any]) -> Result:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 from typing import Any
 
 from crystaljax.dft_bridge.keys import KeyRing
@@ -33,8 +34,14 @@ def version(database: Database, connection: Any) -> int:
     """The version of a store; 0 if there is none yet.
 
     Raises:
-        NotAStore: it is no store, or a newer one.
+        NotAStore: it is no store, a newer one, or holds programs, which none of ours does.
     """
+    programs = database.programs(connection)
+    if programs:
+        raise NotAStore(
+            f"it holds the {programs[0]!r:.80}, which runs when it is used and which no store has; do not use the "
+            "file, or drop that with sqlite3"
+        )
     if not database.has(connection, "systems"):
         return 0
     query = f"SELECT value FROM information WHERE name='{_NAME}'"
@@ -45,12 +52,15 @@ def version(database: Database, connection: Any) -> int:
         if database.execute(connection, "SELECT COUNT(*) FROM systems").fetchone()[0]:
             raise NotAStore("it is an ASE database of something else; give the store one of its own")
         return 0
-    if int(found[0]) > SCHEMA:
+    number = str(found[0])
+    if not re.fullmatch(r"[1-9]\d{0,8}", number, re.ASCII):
+        raise NotAStore(f"its schema is {number!r:.40}, which no CrystalJAX has written; move it away")
+    if int(number) > SCHEMA:
         raise NotAStore(
-            f"it has schema {found[0]}, which this CrystalJAX does not know (it knows {SCHEMA}): "
+            f"it has schema {number}, which this CrystalJAX does not know (it knows {SCHEMA}): "
             "pip install --upgrade crystaljax"
         )
-    return int(found[0])
+    return int(number)
 
 
 def parse(line: str, keys: KeyRing) -> Row:
@@ -80,12 +90,20 @@ def upgrade(database: Database, connection: Any) -> None:
     database.insert(connection, "information", ("name", "value"), rows)
 
 
+def _sound(row: Row | Exception) -> Row:
+    """The row; of one that cannot be decoded raises why it cannot be brought up to date."""
+    if isinstance(row, Exception):
+        raise NotAStore(f"a row of it cannot be read ({row}); `crystaljax store repair` drops such rows") from row
+    return row
+
+
 def _from_version_1(database: Database, connection: Any) -> None:
     """Write every row anew. Of those that turn out to be one crystal one stays, as in any merge."""
     keys, merged = KeyRing(), Merged()
     last = database.execute(connection, "SELECT MAX(id) FROM systems").fetchone()[0] or 0
     ranges = ((start, min(start + CHUNK, last)) for start in range(0, last, CHUNK))
-    rows = itertools.chain.from_iterable(read_rows(database, connection, *ids) for ids in ranges)
+    found = itertools.chain.from_iterable(read_rows(database, connection, *ids) for ids in ranges)
+    rows = (_sound(row) for _, row in found)
     for chunk in chunks(row.with_key(row.expected_key(keys)) for row in rows):
         merge_chunk(database, connection, chunk, merged)
     delete_upto(database, connection, last)

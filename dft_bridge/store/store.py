@@ -13,9 +13,10 @@ from typing import Any
 from crystaljax.dft_bridge.engines.base import Result
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import databases, schema
+from crystaljax.dft_bridge.store.journal import Added
 from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
-from crystaljax.dft_bridge.store.records import Record, Row, result_of
-from crystaljax.dft_bridge.store.table import all_rows, find, insert_rows, read_rows
+from crystaljax.dft_bridge.store.records import UNREADABLE, Record, Row, result_of
+from crystaljax.dft_bridge.store.table import all_rows, find, read_rows
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Store:
         self._create = create
         self._lock = threading.Lock()
         self._ready = False
+        self._noted: tuple[str, Added] | None = None  # by the transaction that runs: its first key, its part
 
     @property
     def name(self) -> str:
@@ -82,36 +84,52 @@ class Store:
             return {key: result_of(decode(pairs), decode(data)) for key, pairs, data in rows}
 
     def write(self, records: Sequence[Record]) -> None:
-        """Store the records in one transaction, durable on return; a key that is there already keeps its row."""
-        distinct: dict[str, Record] = {}
+        """Store the records in one transaction, durable on return.
+
+        A key that is there already keeps its row, but a failure gives way to a success.
+        """
+        rows: dict[str, Row] = {}
         for record in records:
-            distinct.setdefault(record.key, record)
+            rows.setdefault(record.key, Row.of(record))
         with self.transaction(write=True) as connection:
-            for (key,) in list(find(self.database, connection, distinct, "found.value")):
-                del distinct[key]
-            rows = [Row.of(record) for record in distinct.values()]
-            insert_rows(self.database, connection, rows)
-            self._note(connection, rows)
+            self._note(connection, merge_chunk(self.database, connection, rows, Merged()))
 
     def __len__(self) -> int:
         with self.transaction() as connection:
             return self.database.execute(connection, "SELECT COUNT(*) FROM systems").fetchone()[0]
 
-    def rows(self, data: bool = True) -> Iterator[Row]:
+    def rows(self, data: bool = True, problems: list[str] | None = None) -> Iterator[Row]:
         """All rows, oldest first; ``data``: with their fingerprint, details, message and log.
 
-        Reads only, also a store of an older version. Others may write meanwhile; their rows come last.
+        Reads only, also a store of an older version. Others may write meanwhile; their rows come last. A row that makes
+        no sense (:meth:`~crystaljax.dft_bridge.store.records.Row.check`) is left out, and named in ``problems``.
+
+        Raises:
+            StoreError: there is such a row, and no list for it; names the row.
         """
         last = 0
         while True:
             with self.transaction(upgrade=False) as connection:
                 if not last and not schema.version(self.database, connection):
                     return
-                rows = list(read_rows(self.database, connection, after=last, data=data))
-            if not rows:
+                found = list(read_rows(self.database, connection, after=last, data=data))
+            if not found:
                 return
-            yield from rows
-            last = rows[-1].id
+            for id, row in found:
+                try:
+                    if isinstance(row, Exception):
+                        raise row
+                    row.check(data)
+                except UNREADABLE as error:
+                    problem = f"row {id} of {self.name} is no result ({str(error) or type(error).__name__})"
+                    if problems is None:
+                        raise StoreError(
+                            f"{problem}; `crystaljax store verify` says more, `repair` drops it"
+                        ) from error
+                    problems.append(problem)
+                    continue
+                yield row
+            last = found[-1][0]
 
     def version(self) -> int:
         """The schema of the store as it is; 0 if it is empty."""
@@ -132,13 +150,14 @@ class Store:
         def renewed() -> Iterator[Row]:
             for row in rows:
                 try:
+                    row.check()
                     key = row.expected_key(keys)
-                except ValueError:  # no crystal
-                    key = ""
-                if key and (key == row.key or version < schema.SCHEMA):
-                    yield row.with_key(key)
+                    if version == schema.SCHEMA and key != row.key:
+                        raise ValueError("its key is not that of its crystal, property and settings")
+                except UNREADABLE as error:  # no crystal, or what no result holds
+                    merged.refuse(f"{f'row {row.id}: ' if row.id else ''}{error}")
                 else:
-                    merged.refused += 1
+                    yield row.with_key(key)
 
         for chunk in chunks(renewed()):
             with self.transaction(write=True) as connection:
@@ -153,8 +172,23 @@ class Store:
                 raise StoreError(f"there is no store {self.name}")
             if upgrade and not self._ready:
                 self._make_ready()
-            with self.database.transaction(write) as connection:
-                yield connection
+            self._noted = None
+            try:
+                with self.database.transaction(write) as connection:
+                    yield connection
+            except BaseException:
+                self._take_back()
+                raise
+
+    @contextlib.contextmanager
+    def only_writer(self) -> Iterator[bool]:
+        """For this package: nobody writes to the store, see :meth:`~databases.Database.only_writer`."""
+        with contextlib.ExitStack() as stack:
+            with self._explained():
+                if not self.database.exists():
+                    raise StoreError(f"there is no store {self.name}")
+                alone = stack.enter_context(self.database.only_writer())
+            yield alone
 
     def _note(self, connection: Any, rows: Sequence[Row]) -> None:
         """Add rows that are about to be committed to the journal; a store that has none yet gets one with all rows."""
@@ -162,9 +196,22 @@ class Store:
         if journal is None or not rows:
             return
         if journal.exists():
-            journal.append(rows, schema.SCHEMA)
+            self._noted = rows[0].key, journal.append(rows, schema.SCHEMA)
         else:
             journal.create(all_rows(self.database, connection), schema.SCHEMA)
+            self._noted = rows[0].key, Added(0, journal.size())
+
+    def _take_back(self) -> None:
+        """Remove from the journal what was noted in a transaction that failed after all: it would be noted again.
+
+        Not what others may have noted since, nor what the database has in spite of its error.
+        """
+        if self._noted is None:
+            return
+        key, added = self._noted
+        with contextlib.suppress(Exception), self.database.transaction(write=True) as connection:
+            if not list(find(self.database, connection, [key], "found.value")):
+                self.database.journal.take_back(added)
 
     def _make_ready(self) -> None:
         version = 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
 from crystaljax.dft_bridge.store.databases import Database
-from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.records import UNREADABLE, Row
 
 CHUNK = 1000
 """Rows read or written at a time."""
@@ -19,8 +19,11 @@ _OF_A_ROW = ("species", "keys", "text_key_values", "number_key_values")
 
 def read_rows(
     database: Database, connection: Any, after: int = 0, upto: int | None = None, data: bool = True
-) -> Iterator[Row]:
-    """Rows with an id above ``after``, by id: up to the id ``upto``, or else at most :data:`CHUNK`."""
+) -> Iterator[tuple[int, Row | Exception]]:
+    """Ids and rows with an id above ``after``, by id: up to the id ``upto``, or else at most :data:`CHUNK`.
+
+    In place of a row that cannot be decoded comes the reason.
+    """
     extras = "calculator_parameters, data" if data else "NULL, NULL"
     query = f"SELECT id, ctime, username, numbers, positions, cell, key_value_pairs, {extras} FROM systems WHERE id > ?"
     query += f" ORDER BY id LIMIT {CHUNK}" if upto is None else f" AND id <= {upto} ORDER BY id"
@@ -28,28 +31,33 @@ def read_rows(
     for id, created, user, numbers, positions, cell, pairs, parameters, more in database.execute(
         connection, query, [after]
     ):
-        more = decode(more) if data else {}
-        # Stores of the first version have the fingerprint among the data.
-        fingerprint = decode(parameters) if parameters is not None else more.pop("fingerprint", {})
-        yield Row(
-            deblob(cell, shape=(3, 3)),
-            deblob(positions, shape=(-1, 3)),
-            deblob(numbers, np.int32),
-            decode(pairs),
-            fingerprint,
-            more,
-            created,
-            user,
-            id,
-        )
+        try:
+            more = decode(more) if data else {}
+            # Stores of the first version have the fingerprint among the data.
+            fingerprint = decode(parameters) if parameters is not None else more.pop("fingerprint", {})
+            row = Row(
+                deblob(cell, shape=(3, 3)),
+                deblob(positions, shape=(-1, 3)),
+                deblob(numbers, np.int32),
+                decode(pairs),
+                fingerprint,
+                more,
+                created,
+                user,
+                id,
+            )
+        except UNREADABLE as error:
+            yield id, error
+        else:
+            yield id, row
 
 
 def all_rows(database: Database, connection: Any) -> Iterator[Row]:
-    """All rows, by id."""
+    """All rows that can be decoded, by id."""
     last = 0
-    while rows := list(read_rows(database, connection, after=last)):
-        yield from rows
-        last = rows[-1].id
+    while found := list(read_rows(database, connection, after=last)):
+        yield from (row for _, row in found if isinstance(row, Row))
+        last = found[-1][0]
 
 
 def find(database: Database, connection: Any, keys: Iterable[str], columns: str) -> Iterable[tuple]:

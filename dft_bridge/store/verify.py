@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import schema
 from crystaljax.dft_bridge.store.databases import INDEX
 from crystaljax.dft_bridge.store.journal import checksum
-from crystaljax.dft_bridge.store.records import Row
+from crystaljax.dft_bridge.store.records import UNREADABLE, Row
 from crystaljax.dft_bridge.store.store import Store, StoreError
-from crystaljax.dft_bridge.store.table import CHUNK, read_rows
-
-_UNREADABLE = (ValueError, KeyError, TypeError, AssertionError, IndexError, AttributeError, OverflowError)
-"""What decoding raises on bytes that are not what was written."""
+from crystaljax.dft_bridge.store.table import CHUNK, find, read_rows
 
 
 @dataclasses.dataclass
@@ -49,10 +47,11 @@ def verify(store: Store) -> Findings:
     return findings
 
 
-def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
+def good_rows(store: Store, findings: Findings, alone: bool = False) -> Iterator[Row]:
     """The rows worth keeping, of a damaged store too: those of the database, then what only its journal has.
 
-    Everything else is noted in ``findings``, the version at once.
+    Everything else is noted in ``findings``, the version at once. Unless we are ``alone``, rows that others write
+    meanwhile are left out: they are neither good nor missing.
 
     Raises:
         StoreError: there is no store, it is a newer one, or the database cannot be reached.
@@ -75,8 +74,30 @@ def good_rows(store: Store, findings: Findings) -> Iterator[Row]:
             if written is not None and written.pop(row.key, None) is None:
                 findings.problems.append(f"row {row.id} is not in the journal")
             yield row
+    if written and some and not alone:
+        for key in _newer(store, written, last):
+            del written[key]
     if written:
         yield from _rows_of_journal(store, written, findings)
+
+
+def _newer(store: Store, keys: Iterable[str], last: int) -> list[str]:
+    """Those of the keys that the database has by now in rows above the id ``last``.
+
+    A row stands in the journal before it is committed, so we wait for whoever is about to commit one.
+    """
+
+    def found() -> list[str]:
+        with store.transaction(upgrade=False) as connection:
+            rows = find(store.database, connection, keys, "found.value, systems.id")
+            return [key for key, id in rows if id > last]
+
+    try:
+        with contextlib.suppress(StoreError), store.only_writer():
+            return found()
+        return found()  # of a file that we may not write to
+    except StoreError:  # it is damaged where we look
+        return []
 
 
 def _written(store: Store, findings: Findings) -> dict[str, set[int]] | None:
@@ -126,7 +147,7 @@ def _checked(
                         raise ValueError(f"ASE's tables say that its {name} is {column.get(row.id)}")
                 if written and row.key in written and checksum(row.to_json(schema.SCHEMA)) not in written[row.key]:
                     raise ValueError("it is not what was written, says the journal")
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 findings.problems.append(f"row {row.id}: {error}")
                 continue
             seen[row.key] = row.id
@@ -159,8 +180,8 @@ def _readable(store: Store, after: int, upto: int, findings: Findings) -> list[R
     """The rows of a range of ids, without those whose page or content is damaged."""
     try:
         with store.transaction(upgrade=False) as connection:
-            return list(read_rows(store.database, connection, after, upto))
-    except (StoreError, *_UNREADABLE) as error:
+            found = list(read_rows(store.database, connection, after, upto))
+    except (StoreError, *UNREADABLE) as error:
         if isinstance(error, StoreError) and not store.database.damaged(error.__cause__):
             raise
         if upto - after > 1:
@@ -168,3 +189,5 @@ def _readable(store: Store, after: int, upto: int, findings: Findings) -> list[R
             return _readable(store, after, middle, findings) + _readable(store, middle, upto, findings)
         findings.problems.append(f"row {upto} cannot be read: {error.__cause__ or error}")
         return []
+    findings.problems += [f"row {id} cannot be read: {row}" for id, row in found if isinstance(row, Exception)]
+    return [row for _, row in found if isinstance(row, Row)]
