@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystaljax import cli_store
+from crystaljax.errors import CrystalJAXError
 
 if TYPE_CHECKING:
     from crystaljax.agents.config import RunConfig
@@ -71,13 +72,7 @@ def _explain(error: Exception) -> str | None:
     package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in EXTRAS:
         return f"{package} is missing: pip install 'crystaljax[{EXTRAS[package]}]'"
-    if isinstance(error, ValueError | OSError) or type(error).__name__ in (
-        "EngineNotReady",
-        "InstallError",
-        "StoreError",
-        "ExecutorLost",
-        "BudgetSpent",
-    ):
+    if isinstance(error, CrystalJAXError | ValueError | OSError):
         return " ".join(str(error).split()) or type(error).__name__
     return None
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from crystaljax.errors import CrystalJAXError
 from crystaljax.skeleton import Skeleton
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ FIRST_CUBIC_SPACE_GROUP = 195
 StructureLike = Union[Skeleton, "Structure", "Atoms", str, os.PathLike]
 
 
-class StructureError(ValueError):
+class StructureError(CrystalJAXError, ValueError):
     """A structure that cannot become a skeleton; the message names the site and the fix."""
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from crystaljax.elements import Vocabulary
+from crystaljax.errors import CrystalJAXError
 from crystaljax.files import replace_text
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
@@ -35,7 +36,7 @@ UNITS = {"band_gap": "eV", "total_energy": "eV per cell", "bulk_modulus": "GPa",
 """Properties that tables may hold, and the unit of their values."""
 
 
-class TableError(ValueError):
+class TableError(CrystalJAXError, ValueError):
     """A table that is damaged, missing, or for another problem; the message says what to do."""
 
 

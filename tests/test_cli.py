@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import crystaljax.agents
+import crystaljax.dft_bridge
 import pytest
 from ase.build import bulk
 from ase.io import write as write_atoms
@@ -262,6 +266,19 @@ def test_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr(library, "crystals", missing)
     code, _, err = run(capsys, "tasks")
     assert code == cli.BAD_INPUT and "pip install 'crystaljax[agents]'" in err
+
+
+def test_every_error_of_the_package_is_one_of_ours():
+    """So that a user can catch them all, and the command line shows each in one line."""
+    named = {"Exception", "ValueError", "RuntimeError", "OSError", "KeyError", "TypeError"}
+    ours = 0
+    for package in (crystaljax, crystaljax.agents, crystaljax.dft_bridge):
+        for file in Path(package.__file__).parent.rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                bases = {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
+                assert not bases & named or "CrystalJAXError" in bases or node.name == "CrystalJAXError", node.name
+                ours += "CrystalJAXError" in bases
+    assert ours >= 12
 
 
 def test_defects_of_ours_keep_their_traceback(monkeypatch):

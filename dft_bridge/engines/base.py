@@ -11,13 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from crystaljax.errors import CrystalJAXError
 from crystaljax.status import Status
 
 PROPERTIES = ("band_gap", "bulk_modulus", "density")
 """Names of the properties an engine may be asked for; units eV, GPa, g/cm3."""
 
 
-class EngineNotReady(RuntimeError):
+class EngineNotReady(CrystalJAXError, RuntimeError):
     """An engine cannot run here; the message says what is missing and the command that installs it."""
 
 
