@@ -15,6 +15,9 @@ FRACTIONS = (
 )
 """Settings between 0 and 1, both included."""
 
+LARGEST = 2**31 - 1
+"""Largest whole number of a setting: devices count in 32 bits."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
@@ -32,6 +35,8 @@ class AlgorithmConfig:
         for name, value in vars(self).items():
             if isinstance(value, int) and value < 1 and not isinstance(value, bool):  # whole numbers count something
                 raise ValueError(f"{name} is {value}; give at least 1")
+            if isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"{name} is {value}; give at most {LARGEST}")
             if name in POSITIVE and value <= 0:
                 raise ValueError(f"{name} {value} is not positive")
             if name in FRACTIONS and not 0 <= value <= 1:

@@ -156,7 +156,9 @@ def read(path: str | os.PathLike) -> Table:
         if _checksum(content, lines) != checksum:
             raise TableError(f"{path} is not as it was made: its checksum differs; restore the file, or make it anew")
         table = _from_json(content, entries)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except TableError:
+        raise
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise TableError(f"{path} is not a table of results ({type(error).__name__}: {error}); restore it") from error
     expected = [symbols_of(numbers) for numbers in labelings(table.skeleton, table.vocabulary)[0]]
     if [entry.elements for entry in table.entries] != expected:
