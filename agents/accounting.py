@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from crystaljax.files import replace_text
+from crystaljax.run_folder import ACCOUNTING, read_spent
 
-FILE = "accounting.json"
 WRITE_SECONDS = 10.0
 """Smallest interval between two writes while a batch is being calculated."""
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """What the runs in a folder have spent; empty if that was not written down."""
-    path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 class Accounting:
@@ -25,9 +19,9 @@ class Accounting:
 
     def __init__(self, folder: Path, evaluator: Any):
         """Counts on from what the file says, if the evaluator can (``stats`` and ``carry_on``)."""
-        self._path, self._written = folder / FILE, time.monotonic()
+        self._path, self._written = folder / ACCOUNTING, time.monotonic()
         self._stats = getattr(evaluator, "stats", lambda: None)
-        earlier = read(folder)
+        earlier = read_spent(folder)
         if earlier and hasattr(evaluator, "carry_on"):
             evaluator.carry_on(earlier)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-import io
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -29,6 +28,7 @@ from matplotlib.figure import Figure
 
 from crystaljax import viewer
 from crystaljax.rewards import OBJECTIVES
+from crystaljax.run_folder import crystal_file
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 """Of groups; distinguishable by the colour-blind (Okabe and Ito)."""
@@ -176,7 +176,7 @@ def _blocks(problem: Problem, known: Collection[str] | None, number: str) -> lis
         page.Text(f"Values: {source}."),
     ]
     if problem.budget:
-        blocks += [page.Picture(f"{number}-curves", _png(draw_curves(problem)), _curve_caption(problem))]
+        blocks += [page.Picture(f"{number}-curves", viewer.png(draw_curves(problem)), _curve_caption(problem))]
         blocks += [page.Heading("Metrics", 3), _metric_table(problem, known), page.Text(_metric_notes(problem, known))]
     else:
         blocks.append(page.Text("No run has calculated a crystal yet, so there is nothing to compare."))
@@ -223,14 +223,14 @@ def draw_curves(problem: Problem) -> Figure:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(loc="best", edgecolor="none", fontsize=9)
-    figure.supxlabel(f"Values: {_source(run)}", fontsize=8, color="0.35", x=0.99, ha="right")
+    figure.supxlabel(viewer.plain(f"Values: {_source(run)}"), fontsize=8, color="0.35", x=0.99, ha="right")
     return figure
 
 
 def _draw_group(axes: Axes, group: Group, colour: str, curve: Callable[[Sequence[Episode]], np.ndarray]) -> None:
     curves = [found for run in group.runs if len(found := curve(run.episodes))]
     if not curves:
-        axes.plot([], [], color=colour, label=f"{group.label} (no calculation yet)")
+        axes.plot([], [], color=colour, label=viewer.plain(f"{group.label} (no calculation yet)"))
         return
     for values in curves if len(curves) > 1 else ():
         axes.plot(*_thinned(np.arange(1, len(values) + 1), values), color=colour, lw=0.6, alpha=0.35)
@@ -238,7 +238,7 @@ def _draw_group(axes: Axes, group: Group, colour: str, curve: Callable[[Sequence
     shortest = min(map(len, curves))
     counts, values = _thinned(np.arange(1, shortest + 1), np.stack([c[:shortest] for c in curves], axis=-1))
     low, high = metrics.interval(values.T)
-    axes.plot(counts, metrics.interquartile_mean(values, axis=1), color=colour, lw=2, label=group.label)
+    axes.plot(counts, metrics.interquartile_mean(values, axis=1), color=colour, lw=2, label=viewer.plain(group.label))
     axes.fill_between(counts, low, high, color=colour, alpha=0.15, lw=0)
 
 
@@ -359,9 +359,8 @@ def _crystal(run: Run, entry: dict[str, Any], name: str) -> page.Picture:
         f"{entry['formula']}: {label} {entry['value']:.3f} {run.best['unit']}{mark}, reward {entry['reward']:.3f}, "
         f"seed {run.config.seed}"
     )
-    file = run.folder / entry["file"]
-    attached = (file.name, file.read_text()) if file.exists() else None
-    return page.Picture(f"{name}-{entry['formula']}", _png(viewer.draw(atoms, figure_size=2.6)), caption, attached)
+    picture = viewer.png(viewer.draw(atoms, figure_size=2.6))
+    return page.Picture(f"{name}-{entry['formula']}", picture, caption, crystal_file(run.folder, entry))
 
 
 def _run_table(problem: Problem) -> page.Table:
@@ -419,9 +418,3 @@ def _provenance(problem: Problem) -> list[page.Block]:
         title = f"settings of {group.label}, seeds {' '.join(map(str, seeds))}"
         blocks.append(page.Folded(title, json.dumps(table, indent=2)))
     return blocks
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()

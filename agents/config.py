@@ -23,19 +23,20 @@ import inspect
 import json
 import re
 import tomllib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig
+from crystaljax.agents.hyperparameters import ALGORITHMS, LARGEST, AlgorithmConfig, PPOConfig
 
+from crystaljax.files import FileRefused, replace_text
+from crystaljax.plain_data import typed
+from crystaljax.run_folder import CONFIG, LARGEST_SEED, RunFolderError, read_document
 from crystaljax.urls import without_password
 
 DEFAULT_AGENT = "ppo"
 NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
-FILE = "config.json"
 SHIPPED = Path(__file__).with_name("configs")
 """TOML files of settings that the package ships, each usable by its name."""
 MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours", "wandb")
@@ -108,8 +109,10 @@ class RunConfig:
         if bool(self.property) != bool(self.structures):
             raise ValueError("structures of your own need a property, and a task has its own; give both or neither")
         for name in ("episodes", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1 and at most {LARGEST}")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise ValueError(f"seed is {self.seed}; give one between 0 and {LARGEST_SEED}, for no other is different")
         if self.delayed < 0:
             raise ValueError(f"delayed is {self.delayed}; give how many rewards may be outstanding, or 0 to wait")
 
@@ -124,7 +127,7 @@ class RunConfig:
 
     def save(self, folder: Path, skeletons: list[str]) -> None:
         """Write ``config.json``; ``skeletons`` are the digests of the skeletons, which :func:`load` returns too."""
-        (folder / FILE).write_text(json.dumps({**to_table(self), "skeletons": skeletons}, indent=2) + "\n")
+        replace_text(folder / CONFIG, json.dumps({**to_table(self), "skeletons": skeletons}, indent=2) + "\n")
 
 
 def settings(kind: type) -> dict[str, Any]:
@@ -218,22 +221,7 @@ def _build(kind: type, entries: Any, source: str, **fixed: Any) -> Any:
     for name in entries:
         if name not in known:
             raise ValueError(f"{source}: unknown key {name!r}; known keys are {', '.join(known)}")
-    return kind(**{name: _typed(value, known[name], f"{source}: {name}") for name, value in entries.items()}, **fixed)
-
-
-def _typed(value: Any, kind: Any, what: str) -> Any:
-    """A value of a table as a field of that type holds it."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    if type(value) in options:
-        return value
-    if type(value) is int and float in options:
-        return float(value)
-    if typing.get_origin(kind) is Mapping and isinstance(value, Mapping):
-        return dict(value)
-    if kind == tuple[str, ...] and isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    wanted = getattr(options[0], "__name__", str(options[0]))
-    raise ValueError(f"{what} is {value!r}; give a value of type {wanted}")
+    return kind(**{name: typed(value, known[name], f"{source}: {name}") for name, value in entries.items()}, **fixed)
 
 
 def shipped() -> tuple[str, ...]:
@@ -253,8 +241,8 @@ def find(name: str) -> Path:
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in a TOML file; raises ``ValueError``, with file and place, for one that cannot be read."""
     try:
-        return tomllib.loads(path.read_text())
-    except ValueError as error:  # not UTF-8, or not TOML
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise ValueError(f"{path} is not a TOML file: {error}") from error
 
 
@@ -286,18 +274,21 @@ def load(folder: Path) -> tuple[RunConfig, list[str]]:
     """The settings of a run folder and the digests of its skeletons.
 
     Raises:
-        ValueError: if the folder is not that of a run (names those in it), or that of a run of an earlier version.
+        RunFolderError: if the folder is not that of a run (names those in it), or that of a run of an earlier version.
+        FileRefused: if the file is a link, a pipe ...
     """
-    path = folder / FILE
+    path = folder / CONFIG
     try:
-        entries = json.loads(path.read_text())
-        skeletons = entries.pop("skeletons")
+        entries = read_document(path, dict[str, Any])
+        skeletons = typed(entries.pop("skeletons", None), list[str], "skeletons")
         return from_table(entries, str(path)), skeletons
-    except FileNotFoundError:
-        inside = " ".join(str(file.parent) for file in sorted(folder.glob(f"*/{FILE}")))
+    except (FileNotFoundError, NotADirectoryError):
+        inside = " ".join(str(file.parent) for file in sorted(folder.glob(f"*/{CONFIG}")))
         advice = f"there are runs in it, such as {inside}" if inside else "give what was --run of a training"
-        raise ValueError(f"{folder} is not the folder of a run: it has no {FILE}; {advice}") from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(
+        raise RunFolderError(f"{folder} is not the folder of a run: it has no {CONFIG}; {advice}") from None
+    except FileRefused:
+        raise
+    except ValueError as error:
+        raise RunFolderError(
             f"{path} is not the settings of a run that this version can read ({error}); start the run anew"
         ) from error

@@ -26,6 +26,10 @@ def is_traced(value: Any) -> bool:
     return jax is not None and isinstance(value, jax.core.Tracer)
 
 
+LARGEST = 2**31 - 1
+"""Largest whole number of a setting: devices count in 32 bits."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlgorithmConfig:
     """What every algorithm has.
@@ -50,6 +54,8 @@ class AlgorithmConfig:
                 continue
             if isinstance(value, int) and value < 1 and not isinstance(value, bool):  # whole numbers count something
                 raise ValueError(f"{name} is {value}; give at least 1")
+            if isinstance(value, int) and value > LARGEST:
+                raise ValueError(f"{name} is {value}; give at most {LARGEST}")
             if name in POSITIVE and value <= 0:
                 raise ValueError(f"{name} {value} is not positive")
             if name in FRACTIONS and not 0 <= value <= 1:

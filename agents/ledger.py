@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from ase.formula import Formula
+from ase import formula as formulas
 from crystaljax.agents.base import Records
 
 from crystaljax.elements import Vocabulary
+from crystaljax.run_folder import Count, Formula, Ordinal, StatusName, Symbols
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical_numbers
@@ -24,7 +25,7 @@ REFUSED = (Status.ODD_ELECTRONS, Status.ATOMS_TOO_CLOSE, Status.UNSUPPORTED_ELEM
 
 def formula(symbols: Iterable[str]) -> str:
     """The reduced formula, in the usual order of elements: ``KMgF3``."""
-    return Formula("".join(symbols)).reduce()[0].format("metal")
+    return formulas.Formula("".join(symbols)).reduce()[0].format("metal")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +44,14 @@ class Episode:
         reward: as the agent saw it.
     """
 
-    episode: int
-    update: int
-    crystal: int
-    formula: str
-    elements: tuple[str, ...]
-    skeleton: int
+    episode: Count
+    update: Ordinal
+    crystal: Count
+    formula: Formula
+    elements: Symbols
+    skeleton: Count
     value: float | None
-    status: str
+    status: StatusName
     reward: float
 
 
@@ -106,12 +107,15 @@ class Ledger:
             )
         return entered
 
-    def add_line(self, line: dict[str, Any]) -> None:
-        """Enter an episode read back from a file."""
-        self._enter(
+    def add_line(self, line: Mapping[str, Any]) -> Episode:
+        """Enter an episode read back from a file; raises ``ValueError`` if it cannot be one of this run."""
+        skeleton, elements = line["skeleton"], list(line["elements"])
+        if skeleton >= len(self.skeletons) or len(elements) != self.skeletons[skeleton].n_sites:
+            raise ValueError(f"the run has no skeleton {skeleton} of {len(elements)} sites")
+        return self._enter(
             update=line["update"],
-            labels=self.vocabulary.indices(line["elements"]),
-            skeleton=line["skeleton"],
+            labels=self.vocabulary.indices(elements),
+            skeleton=skeleton,
             value=line["value"],
             status=line["status"],
             reward=line["reward"],

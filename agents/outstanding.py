@@ -9,23 +9,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from crystaljax.agents.base import Records
 from crystaljax.agents.interrupt import POLL_SECONDS, Stop
-from crystaljax.agents.journal import read_lines
 
+from crystaljax import files
 from crystaljax.delayed import NO_TICKET
+from crystaljax.env import CrystalEnv
 from crystaljax.evaluators import BudgetSpent
-from crystaljax.files import replace_text
+from crystaljax.run_folder import TICKETS, RunFolderError, Tickets, keep_lines, read_lines
 from crystaljax.status import Status
 
 logger = logging.getLogger(__name__)
-
-FILE = "tickets.jsonl"
 
 
 class Evaluation(Protocol):
@@ -38,11 +37,46 @@ class Evaluation(Protocol):
     def receive(self, wait: float | None = 0.0) -> Any: ...
 
 
+def _sent(line: Tickets) -> dict[int, tuple[int, list[int]]]:
+    """Skeleton and elements by ticket."""
+    return {ticket: (skeleton, list(elements)) for ticket, skeleton, elements in line["sent"]}
+
+
+def tickets_at(folder: Path, update: int, env: CrystalEnv) -> list[Tickets]:
+    """The lines of ``tickets.jsonl`` up to the end of an update at which a run has a checkpoint.
+
+    Raises:
+        RunFolderError, FileRefused: a line is damaged or missing, or takes back a ticket that is not out; names it.
+    """
+    path = folder / TICKETS
+    out: set[int] = set()
+    lines = read_lines(path, Tickets)
+    for number, line in enumerate(lines, start=1):
+        new, back = _sent(line), line["arrived"]
+        for skeleton, elements in new.values():
+            fits = skeleton < len(env.skeletons) and len(elements) == env.max_sites
+            if not fits or max(elements) > env.vocabulary.blank:
+                raise RunFolderError(f"{path}, line {number} has crystals that are not of this run; restore the file")
+        each_once = out.isdisjoint(new) and len(set(back)) == len(back) and out.union(new).issuperset(back)
+        if line["update"] != number or not each_once:
+            raise RunFolderError(
+                f"{path}, line {number} does not go on from the lines before it: lines are missing or out of order, so "
+                "restore the file from a copy"
+            )
+        out = out.union(new).difference(back)
+    if len(lines) < update:
+        raise RunFolderError(
+            f"{path} has {len(lines)} of the {update} updates up to the last checkpoint; restore the file from a copy, "
+            "or start the run anew in another folder"
+        )
+    return lines[:update]
+
+
 class Outstanding:
     """Sends crystals to an evaluation and collects their rewards; at most ``limit`` are left between two updates."""
 
-    def __init__(self, folder: Path, update: int, evaluation: Evaluation, limit: int):
-        """Goes back to what there was after an update: what was outstanding then is sent again."""
+    def __init__(self, folder: Path, past: Sequence[Tickets], evaluation: Evaluation, limit: int):
+        """Goes back to what :func:`tickets_at` has read: what was outstanding then is sent again."""
         self.limit = limit
         self.stopped = ""
         """Why nothing more is evaluated (a budget that is spent), for people."""
@@ -51,14 +85,12 @@ class Outstanding:
         """Skeleton and elements by ticket."""
         self._sent: list[tuple[int, int, list[int]]] = []
         self._arrived: list[Any] = []
-        path = folder / FILE
-        lines = list(read_lines(path, update))
-        for line in lines:
-            self._open |= {ticket: (skeleton, elements) for ticket, skeleton, elements in line["sent"]}
+        for line in past:
+            self._open |= _sent(line)
             for ticket in line["arrived"]:
                 del self._open[ticket]
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in lines))
-        self._file = path.open("a")
+        keep_lines(folder / TICKETS, len(past))
+        self._file = files.open_to_append(folder / TICKETS)
         if self._open:
             logger.info("%d crystals whose reward is still to come are sent again", len(self._open))
             self._send(self._open)

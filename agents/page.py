@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
+
+from crystaljax.files import make_folder, replace_bytes, replace_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -100,10 +103,10 @@ def _writer(path: Path) -> Callable[[Path, str, Sequence[Block]], None]:
 
 def _write_html(path: Path, title: str, blocks: Sequence[Block]) -> None:
     body = "\n".join(_html(block) for block in (Heading(title, 1), *blocks))
-    path.write_text(
+    replace_text(
+        path,
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
         f"<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n",
-        encoding="utf-8",
     )
 
 
@@ -136,29 +139,36 @@ def _data(kind: str, content: bytes) -> str:
 
 
 def _write_markdown(path: Path, title: str, blocks: Sequence[Block]) -> None:
-    folder = path.with_name(f"{path.stem}_files")
-    folder.mkdir(exist_ok=True)
+    folder = make_folder(path.with_name(f"{path.stem}_files"))
     text = "\n\n".join(_markdown(block, folder) for block in (Heading(title, 1), *blocks))
-    path.write_text(text + "\n", encoding="utf-8")
+    replace_text(path, text + "\n")
 
 
 def _markdown(block: Block, folder: Path) -> str:
     match block:
         case Heading(text, level):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {escaped(text)}"
         case Text(text):
-            return text
+            return re.sub(r"^(\d*)([-+=#:.)])", r"\1\\\2", escaped(text))  # neither a list nor a heading
         case Table(header, rows):
-            lines = [list(header), ["---"] * len(header), *rows]
-            return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+            lines = [list(map(escaped, header)), ["---"] * len(header), *(map(escaped, row) for row in rows)]
+            return "\n".join("| " + " | ".join(line) + " |" for line in lines)
         case Picture(name, png, caption, attached):
-            (folder / f"{name}.png").write_bytes(png)
-            below, link = caption, f"{quote(folder.name)}/{quote(name)}"
+            name = re.sub(r"[^A-Za-z0-9-]+", "_", name)  # it becomes a path
+            replace_bytes(folder / f"{name}.png", png)
+            below, link = escaped(caption), f"{quote(folder.name)}/{name}"
             if attached:
-                (folder / f"{name}.cif").write_text(attached[1])
-                below += f" [{attached[0]}]({link}.cif)"
-            return f"![{name}]({link}.png)\n\n{below}"
+                replace_text(folder / f"{name}.cif", attached[1])
+                below += f" [{escaped(attached[0])}]({link}.cif)"
+            return f"![{escaped(name)}]({link}.png)\n\n{below}"
         case Pictures(pictures):
             return "\n\n".join(_markdown(picture, folder) for picture in pictures)
         case Folded(title, text):
-            return f"<details><summary>{escape(title)}</summary>\n\n```\n{text}\n```\n\n</details>"
+            # Longer than any row of backquotes in the text, which cannot end it then.
+            fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+            return f"<details><summary>{escape(title)}</summary>\n\n{fence}\n{text}\n{fence}\n\n</details>"
+
+
+def escaped(text: str) -> str:
+    """A text for a line of Markdown that is shown as it is: no markup, no HTML, no end of the line or of a cell."""
+    return re.sub(r"([\\`*<>|~$&]|\](?=[\[(:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", " ".join(text.split()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -11,12 +12,22 @@ from typing import Any
 
 from ase.formula import Formula
 
+from crystaljax.errors import CrystalJAXError
+from crystaljax.plain_data import shown
+
 COLUMNS = ("formula_pretty", "pretty_formula", "formula")
 """Names of the column with the formula: of the Materials Project's API, of MP-20 and its older API, of its website."""
 HELP = (
     "give a CSV file or a JSON list with a column formula_pretty, pretty_formula or formula, as the Materials Project "
     "exports it, or a text file with one formula in each line"
 )
+
+_CHARACTERS = 200
+_ATOMS = 10**6
+
+
+class FormulasError(CrystalJAXError, ValueError):
+    """A file is not a list of formulas; the message names the place, and what the file may be."""
 
 
 def read(path: Path) -> frozenset[str]:
@@ -27,27 +38,28 @@ def read(path: Path) -> frozenset[str]:
     and spaces in the names of columns make no difference.
 
     Raises:
-        ValueError: for a file that is none of these, or holds no formula, or something in place of one, with its place.
+        FormulasError: for a file that is none of these, or holds no formula, or something in place of one, with its
+            place.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text; {HELP}") from error
+        raise FormulasError(f"{path} is not text; {HELP}") from error
     entries = _of_json(text, path) if path.suffix.lower() == ".json" else _of_text(text, path)
     found = {_reduced(entry, f"{path}, {place}") for place, entry in entries}
     if not found:
-        raise ValueError(f"{path} holds no formula; {HELP}")
+        raise FormulasError(f"{path} holds no formula; {HELP}")
     return frozenset(found)
 
 
 def _of_json(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     try:
         entries = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {HELP}") from error
+    except (ValueError, RecursionError) as error:
+        raise FormulasError(f"{path} is not JSON ({error}); {HELP}") from error
     entries = entries.get("data") if isinstance(entries, dict) else entries
     if not isinstance(entries, list):
-        raise ValueError(f"{path} is not a list of formulas; {HELP}")
+        raise FormulasError(f"{path} is not a list of formulas; {HELP}")
     for number, entry in enumerate(entries, start=1):
         place = f"entry {number}"
         if isinstance(entry, dict):
@@ -58,12 +70,20 @@ def _of_json(text: str, path: Path) -> Iterator[tuple[str, Any]]:
 
 def _of_text(text: str, path: Path) -> Iterator[tuple[str, str]]:
     lines = text.splitlines(keepends=True)
-    header = next(csv.reader(lines[:1]), [])
+    try:
+        header = next(csv.reader(lines[:1]), [])
+    except csv.Error as error:
+        raise FormulasError(f"{path}, line 1 is no line of a CSV file ({error}); {HELP}") from error
     if len(header) > 1 or any(_plain(name) in COLUMNS for name in header):
         reader = csv.DictReader(lines)
         column = _column(reader.fieldnames or (), f"{path}, line 1")
-        for row in reader:
-            yield f"line {reader.line_num}", row[column]
+        try:
+            for row in reader:
+                yield f"line {reader.line_num}", row[column]
+        except csv.Error as error:
+            raise FormulasError(
+                f"{path}, line {reader.line_num + 1} is no line of a CSV file ({error}); {HELP}"
+            ) from error
         return
     for number, line in enumerate(lines, start=1):
         if formula := line.partition("#")[0].strip():
@@ -76,7 +96,7 @@ def _column(names: Iterable[str], place: str) -> str:
     for column in COLUMNS:
         if column in by_plain_name:
             return by_plain_name[column]
-    raise ValueError(f"{place}: no column with formulas among {', '.join(by_plain_name)}; {HELP}")
+    raise FormulasError(f"{place}: no column with formulas among {', '.join(by_plain_name)}; {HELP}")
 
 
 def _plain(name: str) -> str:
@@ -84,10 +104,12 @@ def _plain(name: str) -> str:
 
 
 def _reduced(entry: Any, place: str) -> str:
-    try:
-        parsed = Formula(str(entry).strip(), strict=True)
-    except ValueError:
-        parsed = Formula("")
-    if not len(parsed) or "X" in parsed.count():  # ASE's name of a site without an element
-        raise ValueError(f"{place}: {entry!r} is not a formula such as KMgF3; {HELP}")
-    return parsed.reduce()[0].format("metal")
+    text = entry.strip() if isinstance(entry, str) else ""
+    counts: dict[str, int] = {}
+    if re.fullmatch(rf"[A-Za-z0-9()]{{1,{_CHARACTERS}}}", text):
+        with contextlib.suppress(ValueError, RecursionError):
+            counts = Formula(text, strict=True).count()
+    # X is ASE's name of a site without an element.
+    if not counts or "X" in counts or not all(0 < count <= _ATOMS for count in counts.values()):
+        raise FormulasError(f"{place}: {shown(entry)} is not a formula such as KMgF3; {HELP}")
+    return Formula.from_dict(counts).reduce()[0].format("metal")

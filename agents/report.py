@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +13,9 @@ import numpy as np
 from ase import Atoms
 from crystaljax.agents.ledger import Episode, Ledger
 
+from crystaljax import files
 from crystaljax.env import CrystalEnv
-from crystaljax.files import replace_text
+from crystaljax.run_folder import BEST, CRYSTALS, RunFolderError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 BEST_COUNT = 10
 SMOOTHED_UPDATES = 5
 """Updates over which the learning curve is averaged."""
-BEST_JSON, BEST_FOLDER, CURVE = "best.json", "best", "learning_curve.png"
 PROPERTY_NAMES = {"band_gap": "Band gap", "bulk_modulus": "Bulk modulus", "density": "Density"}
 
 
@@ -52,20 +54,30 @@ def to_atoms(env: CrystalEnv, crystal: Episode) -> Atoms:
     return Atoms(crystal.elements, cell=skeleton.lattice, scaled_positions=skeleton.frac_coords, pbc=True)
 
 
-def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin) -> list[Path]:
-    """The best distinct crystals as ``best/NN_formula.cif`` and ``best.json``; returns the CIF files."""
+def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin, updates: int) -> list[Path]:
+    """The best distinct crystals after so many updates, as ``best/NN_formula.cif`` and ``best.json``.
+
+    Files of earlier updates are removed, and no others.
+
+    Returns:
+        The CIF files.
+
+    Raises:
+        RunFolderError, FileRefused: a file that no run has written has the name of one, or a link is there.
+    """
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifWriter
 
-    target_folder = folder / BEST_FOLDER
-    target_folder.mkdir(exist_ok=True)
-    old = set(target_folder.glob("*.cif"))
+    target_folder = files.make_folder(folder / CRYSTALS)
+    old = {path for path in target_folder.glob("*.cif") if _of_a_run(path)}
     paths, entries = [], []
     for rank, crystal in enumerate(ledger.best(BEST_COUNT), start=1):
         path = target_folder / f"{rank:02}_{crystal.formula}.cif"
         comments = "".join(f"# {line}\n" for line in _provenance(env, crystal, origin))
         structure = AseAtomsAdaptor.get_structure(to_atoms(env, crystal))
-        path.write_text(comments + str(CifWriter(structure)))
+        if os.path.lexists(path) and path not in old:
+            raise RunFolderError(f"{path} was not written by a run, but has the name of a file of it; move it away")
+        files.replace_text(path, comments + str(CifWriter(structure)))
         paths.append(path)
         entries.append({"rank": rank, "file": str(path.relative_to(folder)), **_entry(env, crystal)})
     heading = {
@@ -75,11 +87,26 @@ def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin) ->
         "target": origin.target,
         "source": origin.label,
         "fingerprint": origin.fingerprint,
+        "updates": updates,
     }
-    replace_text(folder / BEST_JSON, json.dumps({**heading, "crystals": entries}, indent=2) + "\n")
+    files.replace_text(folder / BEST, json.dumps({**heading, "crystals": entries}, indent=2) + "\n")
     for path in old.difference(paths):
         path.unlink()
     return paths
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether a CIF file has the name and the first line of those that :func:`write_best` writes."""
+    formula = re.fullmatch(r"\d\d_(\w+)\.cif", path.name)
+    if formula is None or path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline(1000).startswith(f"# {_title(formula[1])}".encode())
+
+
+def _title(formula: str) -> str:
+    """How the first line of a CIF file of a run begins."""
+    return f"{formula}, designed by CrystalJAX, task "
 
 
 def _entry(env: CrystalEnv, crystal: Episode) -> dict[str, Any]:
@@ -101,7 +128,7 @@ def _provenance(env: CrystalEnv, crystal: Episode, origin: Origin) -> list[str]:
     """Comment lines of a CIF file."""
     skeleton, objective = env.skeletons[crystal.skeleton], env.objective
     lines = [
-        f"{crystal.formula}, designed by CrystalJAX, task {env.name}",
+        f"{_title(crystal.formula)}{env.name}",
         f"{objective.property}: {crystal.value:.6g} {objective.unit}",
         f"status: {crystal.status}",
         f"target: {origin.target:.6g} {objective.unit}",
@@ -117,6 +144,8 @@ def draw_curve(path: Path, env: CrystalEnv, metrics: list[dict[str, Any]], origi
     """Mean and best reward against the distinct crystals evaluated, as a PNG."""
     from matplotlib.figure import Figure
 
+    from crystaljax import viewer
+
     rows = [row for row in metrics if row["mean_reward"] is not None]
     evaluated = np.array([row["distinct"] - row["refused"] for row in rows])
     mean = np.array([row["mean_reward"] for row in rows])
@@ -130,13 +159,14 @@ def draw_curve(path: Path, env: CrystalEnv, metrics: list[dict[str, Any]], origi
     axes.axhline(env.objective.best_reward, color="0.6", lw=0.8, ls="--")
     axes.set_xlabel("Distinct crystals evaluated (count)")
     axes.set_ylabel("Reward of an episode (dimensionless)")
-    axes.set_title(f"{env.name}, {agent}, target {origin.target:g} {env.objective.unit}", loc="left", fontsize=11)
+    title = f"{env.name}, {agent}, target {origin.target:g} {env.objective.unit}"
+    axes.set_title(viewer.plain(title), loc="left", fontsize=11)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="best", edgecolor="none")
-    figure.supxlabel(f"Values: {origin.label}", fontsize=8, color="0.35", x=0.99, ha="right")
-    figure.savefig(path)
+    figure.supxlabel(viewer.plain(f"Values: {origin.label}"), fontsize=8, color="0.35", x=0.99, ha="right")
+    files.replace_bytes(path, viewer.png(figure))
 
 
 def best_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 from crystaljax.agents import config as configs
 from crystaljax.agents import interrupt, report, tracking
 from crystaljax.agents.accounting import Accounting
@@ -28,20 +29,22 @@ from crystaljax.agents.exhaustive import make_exhaustive
 from crystaljax.agents.genetic import make_genetic
 from crystaljax.agents.hybrid import make_hybrid
 from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig, ReplayConfig
-from crystaljax.agents.journal import Journal
+from crystaljax.agents.journal import Journal, history_at
 from crystaljax.agents.ledger import Ledger
 from crystaljax.agents.networks import make_trunk
-from crystaljax.agents.outstanding import Outstanding
+from crystaljax.agents.outstanding import Outstanding, tickets_at
 from crystaljax.agents.ppo import make_ppo
 from crystaljax.agents.rainbow import make_rainbow
 from crystaljax.agents.random_search import make_random_search
-from crystaljax.agents.runs import SWEEP_FILE, member_folder
+from crystaljax.agents.runs import member_folder
 from crystaljax.agents.sac import make_sac
 from crystaljax.agents.tracking import Tracker
 
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Deferred, Evaluator
+from crystaljax.files import replace_text
+from crystaljax.run_folder import CHECKPOINTS, CURVE, EPISODES, SWEEP, RunFolderError, read_best, refuse_taken
 from crystaljax.signals import no_interrupt_is_lost
 from crystaljax.status import Status
 from crystaljax.tasks import make, make_custom
@@ -203,11 +206,12 @@ def sweep(
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"seeds {' '.join(map(str, seeds))}: give each seed once")
     runs = [(dataclasses.replace(config, seed=seed), member_folder(folder, seed)) for seed in seeds]
-    if not resume and (folder / configs.FILE).exists():
-        raise ValueError(f"{folder} holds a run already: choose another folder")
+    if not resume:
+        for place in (folder, *(of_member for _, of_member in runs)):
+            refuse_taken(place)
     with no_interrupt_is_lost():
         run = _Run(runs, folder, evaluator, resume, console)
-        (folder / SWEEP_FILE).write_text(json.dumps({"seeds": list(seeds)}) + "\n")
+        replace_text(folder / SWEEP, json.dumps({"seeds": list(seeds)}) + "\n")
         return run.train()
 
 
@@ -215,8 +219,7 @@ def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> No
     """Make the folder of a new run, or see that the run in it is the one to resume."""
     digests = [skeleton.digest for skeleton in env.skeletons]
     if not resume:
-        if (folder / configs.FILE).exists():
-            raise ValueError(f"{folder} holds a run already: resume it, or choose another folder")
+        refuse_taken(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config.save(folder, digests)
         return
@@ -228,6 +231,24 @@ def _claim(folder: Path, config: RunConfig, env: CrystalEnv, resume: bool) -> No
         raise ValueError(f"the structures are not those that the run in {folder} began with; restore the files")
 
 
+def _refuse_too_large(agent: Agent, env: CrystalEnv, params: EnvParams, runs: int) -> None:
+    """Refuse settings whose train state and rollout do not fit into memory, before anything is compiled for them."""
+    key = jax.random.key(0)
+    state, observation = jax.eval_shape(agent.init, key, params), jax.eval_shape(env.reset, key, params)[0]
+    needed = runs * (_bytes(state) + agent.steps * agent.lanes * _bytes(observation))
+    limits = jax.local_devices()[0].memory_stats() or {}
+    there = limits.get("bytes_limit", psutil.virtual_memory().total)
+    if needed > there:
+        raise ValueError(
+            f"{agent.lanes} lanes x {agent.steps} steps and what the agent keeps need {needed / 2**30:,.0f} GiB or "
+            f"more, and the device has {there / 2**30:,.0f}; lower lanes, steps or what is kept (buffer ...)"
+        )
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
 class _Member:
     """What a run leaves in its folder."""
 
@@ -236,30 +257,65 @@ class _Member:
         self.checkpoints = Checkpoints(folder)
         self.ledger = Ledger(env.skeletons, env.vocabulary)
 
+    def refuse_lost_checkpoints(self) -> None:
+        """Raise ``RunFolderError`` if the checkpoint that ``best.json`` goes with, and the one before it, are gone."""
+        try:
+            reached = read_best(self.folder).get("updates", 0)
+        except FileNotFoundError:
+            return
+        except RunFolderError as error:
+            raise RunFolderError(f"{error}; or remove the file: this run makes it again") from error
+        latest = self.checkpoints.latest or 0
+        # The one before it does if somebody has removed a damaged one.
+        if reached > latest + (self.config.checkpoint_every if latest else 0):
+            raise RunFolderError(
+                f"{self.folder} has come to update {reached}, but its last checkpoint is of update {latest}, and what "
+                f"was done since would be lost: restore {self.folder / CHECKPOINTS} from a copy, or start the run anew "
+                "in another folder, where the store has its calculations"
+            )
+
+    def read(self, update: int) -> None:
+        """Read what there was after an update, and write nothing: whatever is damaged is left as it is.
+
+        Raises:
+            RunFolderError, FileRefused: with the file, and the line, that is damaged or missing.
+        """
+        self.history = history_at(self.folder, update)
+        for number, episode in enumerate(self.history.episodes, start=1):
+            place = f"{self.folder / EPISODES}, line {number}"
+            try:
+                entered = self.ledger.add_line(dataclasses.asdict(episode))
+            except ValueError as error:
+                raise RunFolderError(f"{place} is not of this run: {error}; restore the file from a copy") from error
+            if entered != episode:
+                raise RunFolderError(
+                    f"{place} says crystal {episode.crystal}, {episode.formula}, where the lines before it and its own "
+                    f"elements make it crystal {entered.crystal}, {entered.formula}; restore the file from a copy"
+                )
+
     def open(self, update: int) -> None:
-        """Go back to what there was after an update."""
+        """Go back to what :meth:`read` has read: whatever came after it is made again."""
         project, settings = self.config.wandb, configs.to_table(self.config)
-        self.journal = Journal(self.folder, update, Tracker(project, self.folder, settings) if project else None)
-        for line in self.journal.past_episodes:
-            self.ledger.add_line(line)
-        self._write_best()
+        tracker = Tracker(project, self.folder, settings) if project else None
+        self.journal = Journal(self.folder, self.history, tracker)
+        self._write_best(update)
 
     def checkpoint(self, update: int, state: Any) -> None:
         self.journal.sync()
         self.checkpoints.save(update, state)
-        self._write_best()
+        self._write_best(update)
 
     def close(self) -> None:
         self.checkpoints.close()
         self.journal.close()
 
     def draw_curve(self) -> None:
-        path, metrics = self.folder / report.CURVE, self.journal.metrics
+        path, metrics = self.folder / CURVE, self.journal.metrics
         report.draw_curve(path, self.env, metrics, self.origin, agent=self.config.agent)
 
-    def _write_best(self) -> None:
+    def _write_best(self, update: int) -> None:
         # Kept up to date, so that a run that is killed can be shown too.
-        report.write_best(self.folder, self.env, self.ledger, self.origin)
+        report.write_best(self.folder, self.env, self.ledger, self.origin, update)
 
 
 class _Run:
@@ -281,6 +337,7 @@ class _Run:
             self.agent = build_delayed_agent(self.config, evaluator)
         else:
             self.agent = build_agent(self.config, self.env)
+        _refuse_too_large(self.agent, self.env, self.params, len(runs))
         if self.config.wandb:
             tracking.log_in()
         for config, of_member in runs:
@@ -294,15 +351,21 @@ class _Run:
         self.console = console
         self.updates = self.config.updates(self.env.horizon)
         self.members = [_Member(config, of_member, self.env, self.origin) for config, of_member in runs]
+        for member in self.members:
+            member.refuse_lost_checkpoints()
         # A crash between the checkpoints of two members leaves one of them behind.
         self.update = min(member.checkpoints.latest or 0 for member in self.members)
+        # Everything is read before anything is written: what is damaged must stay as it is.
+        for member in self.members:
+            member.read(self.update)
+        past = tickets_at(folder, self.update, self.env) if self.config.delayed else []
+        self.state = self._first_state()
         for member in self.members:
             member.open(self.update)
-        self.state = self._first_state()
         self.outstanding: Outstanding | None = None
         if self.config.delayed:
             evaluation = evaluator.delayed(self.env, self.origin.target)
-            self.outstanding = Outstanding(folder, self.update, evaluation, self.config.delayed)
+            self.outstanding = Outstanding(folder, past, evaluation, self.config.delayed)
             self.deliver = jax.jit(self.agent.deliver)
 
     @property

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from crystaljax.agents import accounting, report
 from crystaljax.agents import config as configs
 from crystaljax.agents.config import RunConfig
-from crystaljax.agents.journal import EPISODES, METRICS, read_lines
+from crystaljax.agents.journal import read_history
 from crystaljax.agents.ledger import Episode
 
-SWEEP_FILE = "sweep.json"
-"""What the folder of a sweep holds beside the folders of its runs."""
+from crystaljax.run_folder import BEST, Best, Metrics, RunFolderError, read_best, read_spent, read_sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +34,8 @@ class Run:
     folder: Path
     config: RunConfig
     episodes: list[Episode]
-    updates: list[dict[str, Any]]
-    best: dict[str, Any]
+    updates: list[Metrics]
+    best: Best
     accounting: dict[str, Any]
     sweep: Path
 
@@ -60,12 +57,6 @@ class Run:
         return "DFT" if self.best["fingerprint"] else "no DFT"
 
 
-def sweep_seeds(folder: Path) -> list[int] | None:
-    """The seeds of the sweep in a folder; ``None`` if there is none."""
-    path = folder / SWEEP_FILE
-    return json.loads(path.read_text())["seeds"] if path.exists() else None
-
-
 def member_folder(folder: Path, seed: int) -> Path:
     """The folder of a run of a sweep."""
     return folder / f"seed-{seed}"
@@ -73,14 +64,15 @@ def member_folder(folder: Path, seed: int) -> Path:
 
 def members(folder: Path) -> list[Path]:
     """The folders of the runs of a sweep; of a run its own."""
-    return [member_folder(folder, seed) for seed in sweep_seeds(folder) or ()] or [folder]
+    return [member_folder(folder, seed) for seed in read_sweep(folder) or ()] or [folder]
 
 
 def read_all(folders: Iterable[Path]) -> list[Run]:
     """The runs in folders of runs and of sweeps, each once.
 
     Raises:
-        ValueError: for a folder that is neither, with those in it that are.
+        RunFolderError, FileRefused: for a folder that is neither, with those in it that are, or for damaged files and
+            links in it, with file and line.
     """
     found: dict[Path, Path] = {}
     for folder in folders:
@@ -92,13 +84,11 @@ def read_all(folders: Iterable[Path]) -> list[Run]:
 def _read(folder: Path) -> Run:
     config, _ = configs.load(folder)
     try:
-        best = json.loads((folder / report.BEST_JSON).read_text())
-        episodes = [Episode(**line | {"elements": tuple(line["elements"])}) for line in read_lines(folder / EPISODES)]
+        best = read_best(folder)
     except FileNotFoundError:
-        raise ValueError(
-            f"{folder} has no {report.BEST_JSON}: go on with the run: crystaljax train --resume --run {folder}"
+        raise RunFolderError(
+            f"{folder} has no {BEST}: go on with the run: crystaljax train --resume --run {folder}"
         ) from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{folder} holds files that this version cannot read ({error}); start the run anew") from error
-    sweep = folder.parent if sweep_seeds(folder.parent) else folder
-    return Run(folder, config, episodes, list(read_lines(folder / METRICS)), best, accounting.read(sweep), sweep)
+    history = read_history(folder)
+    sweep = folder.parent if folder in members(folder.parent) else folder
+    return Run(folder, config, history.episodes, history.metrics, best, read_spent(sweep), sweep)

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from crystaljax.files import replace_text
-
-ID_FILE = "wandb.json"
+from crystaljax import files
+from crystaljax.run_folder import TRACKER, read_tracker
 
 
 def log_in() -> None:
@@ -34,12 +33,12 @@ class Tracker:
     def __init__(self, project: str, folder: Path, settings: dict[str, Any]):
         import wandb
 
-        path = folder / ID_FILE
-        known = json.loads(path.read_text())["id"] if path.exists() else None
+        known = read_tracker(folder)
+        files.refuse_link(folder / "wandb")  # where the library writes
         # A sweep has several tracked runs at once.
         options = {"reinit": "create_new", "resume": "allow", "dir": str(folder)}
         self._run = wandb.init(project=project, name=folder.name, id=known, config=settings, **options)
-        replace_text(path, json.dumps({"id": self._run.id}) + "\n")
+        files.replace_text(folder / TRACKER, json.dumps({"id": self._run.id}) + "\n")
 
     def write(self, numbers: dict[str, float], update: int) -> None:
         """Enter the metrics of an update."""

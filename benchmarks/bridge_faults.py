@@ -553,6 +553,54 @@ def full_database(scene: Scene, kills: int) -> Damage:
     return scene.damage(given, requests)
 
 
+def damaged_run(scene: Scene, kills: int) -> Damage:
+    """One line of a run's files is damaged: a resume stops, names the line and leaves every file as it is.
+
+    With the file restored from a copy it goes on, and calculates nothing again. A last line cut short is no damage.
+    """
+    # Only here, as other scenarios need no JAX.
+    from crystaljax.agents.config import RunConfig
+    from crystaljax.agents.hyperparameters import RandomConfig
+    from crystaljax.agents.runner import train
+
+    from crystaljax.run_folder import CRYSTALS, EPISODES, METRICS, RunFolderError
+
+    algorithm = RandomConfig(lanes=4, steps=2)
+    config = RunConfig(task="BandGap-RocksaltAB-v0", network="mlp", algorithm=algorithm, episodes=32)
+    folder = scene.folder / "run"
+
+    def go_on(resume: bool = True) -> int:
+        with Bridge(scene.engine(), scene.store, executor=ThreadPoolExecutor(1)) as bridge:
+            return train(config, bridge, folder, resume=resume).ledger.episodes
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    episodes = go_on(resume=False)
+    calculated, sound, lost = len(scene.engine().calculations()), contents(), 0
+    expect(episodes == config.episodes and len(list((folder / CRYSTALS).glob("*.cif"))) > 0, "the run has no results")
+    for path in (folder / EPISODES, folder / METRICS):
+        lines = sound[path].splitlines(keepends=True)
+        for number in sorted({1, 5, len(lines) // 2, len(lines) - 1} & set(range(1, len(lines)))):
+            broken = [lines[number - 1][: len(lines[number - 1]) // 2] + b"\n"], []
+            for instead in broken:  # half of it, nothing of it
+                path.write_bytes(b"".join([*lines[: number - 1], *instead, *lines[number:]]))
+                before = contents()
+                try:
+                    go_on()
+                    expect(False, f"line {number} of {path.name} is damaged, and nobody said so")
+                except RunFolderError as error:
+                    expect(f"{path.name}, line {number} " in str(error), str(error))
+                lost += contents() != before
+                path.write_bytes(sound[path])
+        path.write_bytes(sound[path] + lines[0][:20])
+        lost += go_on() != episodes or path.read_bytes() != sound[path]
+    after = contents()
+    lost += sum(after.get(path) != content for path, content in sound.items() if path.suffix in (".cif", ".jsonl"))
+    lost += len(scene.engine().calculations()) - calculated
+    return Damage(lost=lost, duplicates=scene.duplicates(), orphans=scene.orphans())
+
+
 SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -575,6 +623,7 @@ SCENARIOS: dict[str, Callable[[Scene, int], Damage]] = {
         broken_installation,
         repaired_while_written,
         full_database,
+        damaged_run,
     )
 }
 

@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "elements": ["Vocabulary"],
         "env": ["CrystalEnv", "EnvParams", "EnvState"],
+        "errors": ["CrystalJAXError"],
         "evaluators": ["UNRELAXED_DENSITY", "FunctionEvaluator", "TableEvaluator"],
         "observation": ["GraphObservation"],
         "skeleton": ["Skeleton"],

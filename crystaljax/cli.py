@@ -12,11 +12,12 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crystaljax import cli_store
+from crystaljax.errors import CrystalJAXError
 from crystaljax.signals import no_interrupt_is_lost
 from crystaljax.urls import without_password
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from crystaljax.evaluators import Evaluator
 
 BAD_INPUT, INTERRUPTED = 2, 130
+MOST_DESIGNS = 100_000
+"""Crystals that one `evaluate` designs, all at once, and lists."""
 EXTRAS = {
     **dict.fromkeys(("flashbax", "matplotlib", "orbax", "rich", "scipy", "tensorboardX"), "agents"),
     "optuna": "bo",
@@ -51,18 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     # A GPU's memory is for the policy and for the DFT worker, which is another process.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    given = vars(_parser().parse_args(arguments))
-    sys.argv[1:] = map(without_password, sys.argv[1:])  # what tracks a run saves the command line
-    command, traceback = given.pop("command"), given.pop("traceback")
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("crystaljax").setLevel(logging.INFO)
+    traceback = False
     try:
+        given = vars(_parser().parse_args(arguments))
+        sys.argv[1:] = map(without_password, sys.argv[1:])  # what tracks a run saves the command line
+        command, traceback = given.pop("command"), given.pop("traceback")
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.getLogger("crystaljax").setLevel(logging.INFO)
         with no_interrupt_is_lost():
             return command(**given) or 0
-    except KeyboardInterrupt:
-        print("crystaljax: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if _interrupted(error):
+            print("crystaljax: interrupted", file=sys.stderr)
+            return INTERRUPTED
         message = _explain(error)
         if traceback or message is None:
             raise
@@ -70,19 +74,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
 
 
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: modules that are being loaded make an error of their own of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _explain(error: Exception) -> str | None:
     """One line for an error that the user can do something about; ``None`` for a defect of ours."""
     package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in EXTRAS:
         return f"{package} is missing: pip install 'crystaljax[{EXTRAS[package]}]'"
-    if isinstance(error, ValueError | OSError) or type(error).__name__ in (
-        "EngineNotReady",
-        "InstallError",
-        "StoreError",
-        "ExecutorLost",
-        "BudgetSpent",
-    ):
-        return without_password(" ".join(str(error).split()), "***") or type(error).__name__
+    if isinstance(error, CrystalJAXError | ValueError | OSError):
+        # What came from a file may hold the control characters of a terminal.
+        text = without_password(" ".join(str(error).split()), "***")
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text) or type(error).__name__
     return None
 
 
@@ -224,6 +231,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     evaluate.add_argument("--store", metavar="FILE", help="another results store than the run's")
     evaluate.add_argument("--workers", type=int, help="processes that calculate (default: the run's)")
+    evaluate.add_argument("--scheduler", metavar="URL", help="Dask scheduler whose workers calculate instead")
     evaluate.set_defaults(command=_evaluate)
 
 
@@ -286,7 +294,7 @@ def _settings(
     run: str | None, resume: bool, seeds: list[int] | None, given: dict[str, Any]
 ) -> tuple[RunConfig, Path, list[int] | None]:
     """The settings of a run, new or resumed, its folder, and the seeds of a sweep."""
-    from crystaljax import tasks
+    from crystaljax import run_folder, tasks
     from crystaljax.agents import config as configs
     from crystaljax.agents import runs
 
@@ -301,6 +309,7 @@ def _settings(
         if table.get("task") and "engine" not in table and (own := tasks.task(table["task"]).evaluator):
             table["engine"] = own
         config = _usable_anywhere(configs.from_table(table, file or "command line"))
+        _refuse_unasked(config, given, str(file))
         if seeds and "seed" in given:
             raise ValueError("give --seed or --seeds, one of the two")
         return config, Path(run or Path("runs") / _run_name(config, seeds)), seeds
@@ -316,7 +325,23 @@ def _settings(
     changed = [name for name in given if name not in configs.MOVABLE and saved[name] != wanted[name]]
     if changed:
         raise ValueError(f"a resumed run keeps its settings; leave out {', '.join(changed)}, or start a new run")
-    return configs.from_table(after, "command line"), Path(run), runs.sweep_seeds(Path(run))
+    config = configs.from_table(after, "command line")
+    _refuse_unasked(config, given, run)
+    return config, Path(run), run_folder.read_sweep(Path(run))
+
+
+def _refuse_unasked(config: RunConfig, given: Mapping[str, Any], source: str) -> None:
+    """Refuse what would run because a file says so, and the flags that were given do not."""
+    from crystaljax import trust
+    from crystaljax.dft_bridge.engines.registry import programs
+
+    named = programs(config.engine, config.engine_options)
+    asked = programs(config.engine, given.get("engine_options") or {})
+    if given.get("engine") != config.engine:
+        asked.pop("--engine", None)
+    if config.scheduler is not None:  # its workers and this process send each other code
+        named["--scheduler"], asked["--scheduler"] = config.scheduler, given.get("scheduler")
+    trust.refuse_unasked(named, asked, source)
 
 
 def _findable(structures: Sequence[str]) -> tuple[str, ...]:
@@ -352,19 +377,25 @@ def _evaluate(
     from crystaljax.agents.checkpoints import Checkpoints
     from crystaljax.agents.evaluation import make_designer, refuse_other_shapes
     from crystaljax.agents.ledger import Ledger
+    from crystaljax.run_folder import LARGEST_SEED
 
-    if episodes < 1:
-        raise ValueError(f"--episodes is {episodes}; give at least 1")
+    if not 1 <= episodes <= MOST_DESIGNS:
+        raise ValueError(f"--episodes is {episodes}; give at least 1 and at most {MOST_DESIGNS}")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"--seed is {seed}; give one between 0 and {LARGEST_SEED}, for no other is different")
     config, _ = configs.load(Path(run))
     changes = {name: value for name, value in given.items() if value is not None}
+    own_options = configs.read_options(changes.get("engine_options", []))
+    asked = {**changes, "engine_options": own_options}
     options = {} if changes.get("engine", config.engine) != config.engine else config.engine_options
-    changes["engine_options"] = {**options, **configs.read_options(changes.get("engine_options", []))}
+    changes["engine_options"] = {**options, **own_options}
     if task is not None:
         changes |= {"task": task, "structures": (), "property": "", "mode": "", "target": None}
     if target is not None:
         changes["target"] = target
     config = _usable_anywhere(dataclasses.replace(config, **changes))
-    checkpoints = Checkpoints(Path(run))
+    _refuse_unasked(config, asked, run)
+    checkpoints = Checkpoints(Path(run), read_only=True)
     if checkpoints.latest is None:
         raise ValueError(f"{run} has no checkpoint yet; train it first")
     with _open_evaluator(config) as evaluator:
@@ -374,8 +405,8 @@ def _evaluate(
             raise ValueError(f"{run} is a run of {config.agent}, which has no policy to evaluate")
         if sample and not agent.draws:
             raise ValueError(f"{config.agent} has no probabilities to draw elements from; leave out --sample")
+        refuse_other_shapes(env, agent, checkpoints.network_shapes())
         policy = checkpoints.restore_network()
-        refuse_other_shapes(env, agent, policy)
         design = jax.jit(make_designer(env, agent.policy, episodes, greedy=not sample))
         records = design(jax.random.key(seed), policy, params)
         jax.block_until_ready(records)
@@ -399,15 +430,18 @@ def _report(runs: list[str], output: str, reference: str | None, tolerance: floa
 
 
 def _show(source: str, output: str | None) -> int:
-    from crystaljax import viewer
+    from crystaljax import files, viewer
 
     path = Path(source)
     if not path.exists():
         raise ValueError(f"no such file or run: {source}")
-    if path.is_dir():
-        written = viewer.save(viewer.draw_run(path), output or path / "best.png")
+    picture = viewer.png(viewer.draw_run(path) if path.is_dir() else viewer.draw_file(path))
+    if output is None:  # beside what may come from somebody else: a link there is not followed
+        written = path / "best.png" if path.is_dir() else path.with_suffix(".png")
+        files.replace_bytes(written, picture)
     else:
-        written = viewer.save(viewer.draw_file(path), output or path.with_suffix(".png"))
+        written = Path(output)
+        written.write_bytes(picture)
     print(written)
     return 0
 

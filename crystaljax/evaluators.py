@@ -18,6 +18,7 @@ import numpy as np
 
 from crystaljax import tables
 from crystaljax.elements import Vocabulary, masses
+from crystaljax.errors import CrystalJAXError
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
 from crystaljax.status import Status
 
@@ -80,7 +81,7 @@ class Evaluator(Protocol):
         """The evaluator for that problem; raises ``ValueError`` if it cannot compute the property."""
 
 
-class BudgetSpent(RuntimeError):
+class BudgetSpent(CrystalJAXError, RuntimeError):
     """A run has used up the calculations it may pay for; the message says what was spent. What is known stays known."""
 
 

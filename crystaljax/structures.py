@@ -22,6 +22,7 @@ import spglib
 
 from crystaljax import cif, spacegroups, structure_files
 from crystaljax.cif import MIN_DISTANCE, Crystal, Unreadable
+from crystaljax.errors import CrystalJAXError
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import SYMPREC
 
@@ -49,7 +50,7 @@ StructureLike = Union[Skeleton, "Structure", "Atoms", str, os.PathLike]
 _Read = TypeVar("_Read")
 
 
-class StructureError(ValueError):
+class StructureError(CrystalJAXError, ValueError):
     """A structure that cannot become a skeleton; the message names the site and the fix."""
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from crystaljax.elements import Vocabulary
+from crystaljax.errors import CrystalJAXError
 from crystaljax.files import replace_text
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
@@ -35,7 +36,7 @@ UNITS = {"band_gap": "eV", "total_energy": "eV per cell", "bulk_modulus": "GPa",
 """Properties that tables may hold, and the unit of their values."""
 
 
-class TableError(ValueError):
+class TableError(CrystalJAXError, ValueError):
     """A table that is damaged, missing, or for another problem; the message says what to do."""
 
 
@@ -155,7 +156,9 @@ def read(path: str | os.PathLike) -> Table:
         if _checksum(content, lines) != checksum:
             raise TableError(f"{path} is not as it was made: its checksum differs; restore the file, or make it anew")
         table = _from_json(content, entries)
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except TableError:
+        raise
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise TableError(f"{path} is not a table of results ({type(error).__name__}: {error}); restore it") from error
     expected = [symbols_of(numbers) for numbers in labelings(table.skeleton, table.vocabulary)[0]]
     if [entry.elements for entry in table.entries] != expected:

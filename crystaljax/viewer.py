@@ -5,8 +5,8 @@ The figures need no display. Sites on faces, edges and corners of the cell are d
 
 from __future__ import annotations
 
+import io
 import itertools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
+
+from crystaljax.run_folder import RunFolderError, read_best
 
 TILT, TURN = 15.0, 25.0
 """Degrees: how far the crystal is tilted towards the viewer, and turned about the vertical."""
@@ -90,30 +92,43 @@ def draw_run(folder: str | os.PathLike[str]) -> Figure:
     """A sheet of the best crystals of a training run.
 
     Raises:
-        ValueError: if the folder holds no run, or the run no crystal yet.
+        RunFolderError: if the folder holds no run, or one whose ``best.json`` is damaged.
+        ValueError: if the run has no crystal yet.
     """
-    path = Path(folder) / "best.json"
-    if not path.exists():
-        raise ValueError(f"{folder} has no best.json: give the folder of a run")
-    best = json.loads(path.read_text())
+    try:
+        best = read_best(Path(folder))
+    except FileNotFoundError:
+        raise RunFolderError(f"{folder} has no best.json: give the folder of a run") from None
     crystals = [
         Atoms(c["elements"], cell=c["lattice"], scaled_positions=c["frac_coords"], pbc=True) for c in best["crystals"]
     ]
     if not crystals:
         raise ValueError(f"the run in {folder} has found no crystal with a value, so there is nothing to draw")
-    name = best["property"].replace("_", " ")
+    name, unit = plain(best["property"].replace("_", " ")), plain(best["unit"])
     titles = [
-        f"{_subscripts(c['formula'])}\n{name} {c['value']:.2f} {best['unit']}, reward {c['reward']:.3f}"
+        f"{_subscripts(c['formula'])}\n{name} {c['value']:.2f} {unit}, reward {c['reward']:.3f}"
         for c in best["crystals"]
     ]
-    heading = f"{best['task']}, target {best['target']:g} {best['unit']}"
-    return draw_sheet(crystals, titles, heading, f"Values: {best['source']}. Cells are drawn as given.")
+    heading = f"{plain(best['task'])}, target {best['target']:g} {unit}"
+    return draw_sheet(crystals, titles, heading, f"Values: {plain(best['source'])}. Cells are drawn as given.")
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     """Write a figure as PNG; returns the path."""
-    figure.savefig(path, format="png")
+    Path(path).write_bytes(png(figure))
     return Path(path)
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plain(text: str) -> str:
+    """A text that matplotlib shows as it is: a dollar sign begins a formula otherwise."""
+    return text.replace("$", r"\$")
 
 
 def draw_on(axes: Axes, atoms: Atoms, title: str = "") -> None:
@@ -259,5 +274,5 @@ def _property_comment(path: Path) -> list[str]:
     names = ("band_gap: ", "bulk_modulus: ", "density: ")
     for line in path.read_text(errors="replace").splitlines()[:10]:
         if line.startswith(tuple(f"# {name}" for name in names)):
-            return [line[2:].replace("_", " ")]
+            return [plain(line[2:].replace("_", " "))]
     return []

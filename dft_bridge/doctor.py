@@ -15,11 +15,13 @@ from crystaljax.dft_bridge.engines.base import EngineNotReady
 from crystaljax.dft_bridge.engines.pwscf import QEPY_HOME
 from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
 
+from crystaljax.errors import CrystalJAXError
+
 _SITECONFIG = Path(engines.__file__).with_name("gpaw_siteconfig.py")
 _LAST_LINES = 15
 
 
-class InstallError(RuntimeError):
+class InstallError(CrystalJAXError, RuntimeError):
     """pip failed; the message ends with the last lines of its output."""
 
 

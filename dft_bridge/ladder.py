@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
+from crystaljax.errors import CrystalJAXError
 from crystaljax.status import Status
 
 _WHOLE = 1e-3  # occupations this close to 0 or 1 are those of an insulator
@@ -65,7 +66,7 @@ def described(rungs: Sequence[Rung]) -> dict[str, Any]:
     return {"ladder": [dataclasses.asdict(rung) for rung in rungs]} if rungs else {}
 
 
-class ScfFailure(Exception):
+class ScfFailure(CrystalJAXError):
     """A calculation without a result: the outcome, and a line for people."""
 
     def __init__(self, status: Status, message: str):

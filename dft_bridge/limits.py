@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from crystaljax.errors import CrystalJAXError
 from crystaljax.status import Status
 
 
-class JobFailed(RuntimeError):
+class JobFailed(CrystalJAXError, RuntimeError):
     """A job whose worker is gone, for good.
 
     Attributes:
@@ -43,7 +44,7 @@ class OutOfMemory(JobFailed):
     status = Status.OUT_OF_MEMORY
 
 
-class ExecutorLost(RuntimeError):
+class ExecutorLost(CrystalJAXError, RuntimeError):
     """The machinery that runs calculations is gone (a Dask scheduler ...); the message says what to do."""
 
 

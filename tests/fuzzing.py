@@ -11,6 +11,7 @@ import bz2
 import contextlib
 import dataclasses
 import faulthandler
+import functools
 import gzip
 import json
 import os
@@ -24,10 +25,17 @@ from typing import Any
 import fake_pwx
 import numpy as np
 from ase import Atoms
-from crystaljax.agents.config import FILE, RunConfig, from_table, load, read_toml
+from ase.formula import Formula
+from crystaljax.agents.comparison import write_report
+from crystaljax.agents.config import RunConfig, from_table, load, read_toml
+from crystaljax.agents.journal import History, Journal, history_at
+from crystaljax.agents.ledger import Ledger
+from crystaljax.agents.report import Origin, write_best
+from crystaljax.agents.runs import read_all
+from crystaljax.dft_bridge.accounting import Stats
 from crystaljax.dft_bridge.engines import pwscf, upf
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
+from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine, programs
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.dft_bridge.store import Record, Row, Store, StoreError
 from crystaljax.dft_bridge.store.export import read_file, write_lines
@@ -37,9 +45,13 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
+from crystaljax.run_folder import ACCOUNTING, CRYSTALS, SWEEP
+from crystaljax.run_folder import CONFIG as FILE
 from crystaljax.skeleton import Skeleton, stack
 from crystaljax.status import Status
 from crystaljax.structures import MIN_DISTANCE, StructureError, read_mp20, to_skeleton
+from crystaljax.tasks import make
+from crystaljax.trust import NotTrusted, refuse_unasked
 
 CLEAR = (ValueError, EngineNotReady, StoreError, pwscf.PwxFailure, OSError, MemoryError)
 """What a malformed input may raise; the package's own errors about input are ``ValueError``s."""
@@ -344,6 +356,94 @@ def open_config(text: str) -> None:
         assert bool(config.task) != bool(config.structures) and config.episodes >= 1
 
 
+# Folders of runs
+
+
+@functools.cache
+def run_files() -> dict[str, str]:
+    """The text files of a sweep of one run, which are made without training."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        run = root / "seed-10"
+        run.mkdir()
+        env = make(RUN.task, RUN.engine)[0]
+        RUN.save(run, [skeleton.digest for skeleton in env.skeletons])
+        ledger, journal = Ledger(env.skeletons, env.vocabulary), Journal(run, History([], []))
+        for update, pairs in enumerate((["NaCl", "KCl"], ["NaCl", "LiF"]), start=1):
+            line = {"update": update, "skeleton": 0, "value": 2.5, "status": "OK", "reward": 0.5}
+            symbols = [list(Formula(pair).count()) for pair in pairs]
+            episodes = [ledger.add_line(line | {"elements": elements}) for elements in symbols]
+            metrics = {"update": update, "episodes": ledger.episodes, "mean_reward": 0.5, "best_reward": 0.5}
+            journal.write(metrics | {"distinct": len(ledger.crystals), "refused": 0, "seconds": 1.0}, episodes)
+        journal.close()
+        write_best(run, env, ledger, Origin("on-device: made up", {"scale": 1.0}, 2.5), updates=2)
+        (root / SWEEP).write_text('{"seeds": [10]}\n')
+        (root / ACCOUNTING).write_text(json.dumps(Stats(requests=4, distinct=3, calls=3).summary()))
+        paths = [path for path in root.rglob("*") if path.suffix in (".json", ".jsonl", ".cif")]
+        return {str(path.relative_to(root)): path.read_text() for path in paths}
+
+
+RUN = RunConfig(task="Density-RocksaltAB-v0", engine="unrelaxed-density", network="mlp", episodes=4)
+INSTEAD = ("link", "pipe", "folder", "nothing")
+"""What may be in the place of a file."""
+
+
+@st.composite
+def run_folders(draw: st.DrawFn) -> tuple[str, str, str]:
+    """The name of a file, a text for it, and what is in its place, if it is not a file."""
+    names = sorted(run_files())
+    name = draw(st.sampled_from(names))
+    values = st.sampled_from(["", "null", "[]", "{}", "3", '"x"', "[" * 5000, '{"seeds": {}}', "\ufeff", "NaN"])
+    text = draw(mutated([run_files()[name]]) | mutated([run_files()[name]]) | values)
+    return name, text, draw(st.sampled_from(["file"] * 8 + list(INSTEAD)))
+
+
+def open_run_folder(damage: tuple[str, str, str]) -> None:
+    """What a report, a picture and a resume make of a damaged run; none of them changes a byte of it."""
+    name, text, kind = damage
+    with tempfile.TemporaryDirectory() as folder:
+        root, secret = Path(folder, "root"), Path(folder, "secret")
+        secret.write_text("TOP-SECRET")
+        (root / "seed-10" / CRYSTALS).mkdir(parents=True)
+        for path, sound in run_files().items():
+            if path != name:
+                (root / path).write_text(sound)
+        changed = root / name
+        if kind == "file":
+            changed.write_text(text, encoding="utf-8", errors="surrogatepass")
+        elif kind == "link":
+            changed.symlink_to(secret)
+        elif kind == "pipe":
+            os.mkfifo(changed)
+        elif kind == "folder":
+            changed.mkdir()
+        before = _bytes_of(root)
+        try:
+            _use_run_folder(root, Path(folder, "page.md"))
+        finally:
+            assert _bytes_of(root) == before, "the run was changed"
+        written = [Path(folder, "page.md"), *Path(folder, "page_files").glob("*.cif")]
+        assert not any("TOP-SECRET" in path.read_text() for path in written)
+        assert sorted(os.listdir(folder)) == ["page.md", "page_files", "root", "secret"]
+
+
+def _bytes_of(root: Path) -> dict[Path, bytes | None]:
+    ordinary = (path for path in root.rglob("*") if not path.is_dir())
+    return {path: path.read_bytes() if path.is_file() and not path.is_symlink() else None for path in ordinary}
+
+
+def _use_run_folder(root: Path, page: Path) -> None:
+    (run,) = read_all([root])
+    assert all(np.isfinite(episode.reward) for episode in run.episodes)
+    write_report([run], page)
+    env = make(RUN.task, RUN.engine)[0]
+    history = history_at(run.folder, run.best.get("updates", 0))
+    ledger = Ledger(env.skeletons, env.vocabulary)
+    for episode in history.episodes:
+        ledger.add_line(dataclasses.asdict(episode))
+    assert ledger.episodes == (history.metrics[-1]["episodes"] if history.metrics else 0)
+
+
 TOML = """task = "BandGap-PerovskiteABX3-v0"
 agent = "dqn"
 engine = "planewave"
@@ -359,12 +459,28 @@ band_gap_kppa = 200
 """
 
 
+HOSTILE = [
+    TOML.replace('"planewave"', '"ase:os.system"').partition("[engine_options]")[0],
+    TOML.replace('"planewave"', '"espresso"').replace("band_gap_kppa = 200", "command = \"sh -c 'touch owned'\""),
+    TOML.replace('"planewave"', '"ase"').replace(
+        "band_gap_kppa = 200", 'calculator = "os.system"\narguments.command = "x"'
+    ),
+]
+
+
 def open_toml(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "run.toml")
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         config = from_table(read_toml(path), str(path))
-        assert bool(config.task) != bool(config.structures) and config.episodes >= 1
+        assert bool(config.task) != bool(config.structures) and 1 <= config.episodes and 0 <= config.seed < 2**32
+        named = programs(config.engine, config.engine_options)
+        try:  # as the command line does, where no flag asks for what the file names
+            refuse_unasked(named, {}, str(path))
+            assert not named
+        except NotTrusted as error:
+            assert all(flag.split()[0] in str(error) for flag in named)
+            raise
 
 
 # What pw.x leaves
@@ -511,7 +627,8 @@ TARGETS = {
     "pymatgen_structures": Target(structures(), open_structure, 0.1, (SALT,)),
     "engine_settings": Target(engine_settings(), open_engine, 0.1, (("planewave", "fast", {"tolerance": 1e-6}),)),
     "run_configs": Target(mutated([CONFIG]), open_config, 0.05, (CONFIG,)),
-    "toml_configs": Target(mutated([TOML]), open_toml, 0.05, (TOML,)),
+    "toml_configs": Target(mutated([TOML, *HOSTILE]), open_toml, 0.05, (TOML,)),
+    "run_folders": Target(run_folders(), open_run_folder, 0.02, (("sweep.json", '{"seeds": [10]}', "file"),)),
     "pwx_outputs": Target(outputs(), open_output, 0.15, ((fake_pwx.TEXT, fake_pwx.XML.encode(), 0),)),
     "import_lines": Target(import_lines(), open_import_line, 0.05, (IMPORT_LINE,)),
     "pseudopotentials": Target(mutated(PSEUDOPOTENTIALS), open_pseudopotential, 0.1, tuple(PSEUDOPOTENTIALS)),

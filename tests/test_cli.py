@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import crystaljax.agents
+import crystaljax.dft_bridge
 import pytest
 from ase.build import bulk
 from ase.io import write as write_atoms
@@ -114,6 +120,7 @@ def test_settings_come_from_a_file_and_flags_come_before_them(capsys, tmp_path):
 
 def test_options_of_the_engine_come_from_file_and_flags_and_count_as_settings(capsys, tmp_path):
     file, store = tmp_path / "run.toml", tmp_path / "results.db"
+    engine = ["--engine", "ase:ase.calculators.emt.EMT"]
     file.write_text(
         f'task = "Density-RocksaltAB-v0"\nengine = "ase:ase.calculators.emt.EMT"\nnetwork = "mlp"\nagent = "random"\n'
         f'episodes = 4\nworkers = 1\nstore = "{store}"\n[random]\nlanes = 4\nsteps = 2\n'
@@ -123,7 +130,7 @@ def test_options_of_the_engine_come_from_file_and_flags_and_count_as_settings(ca
         ("a", []),
         ("b", ["--engine-option", "nstep=1", "--engine-option", "arguments.asap_cutoff=true"]),
     ):
-        code, _, err = run(capsys, "train", "--config", file, *flags, "--run", tmp_path / run_name)
+        code, _, err = run(capsys, "train", "--config", file, *engine, *flags, "--run", tmp_path / run_name)
         assert code == 0, err
     saved = json.loads((tmp_path / "b" / "config.json").read_text())["engine_options"]
     assert saved == {"nstep": 1, "fmax": 0.2, "arguments": {"asap_cutoff": True}}
@@ -225,6 +232,12 @@ def test_show_draws_files_and_runs(capsys, trained, tmp_path):
         (["train", "--task", "BandGap-C1-v0", "--engine-option", "band_gap_kppa=-5"], "above 0"),
         (["train", "--task", "BandGap-C1-v0", "--engine-option", "band_gap_kppa=many"], "value of type float"),
         (["train", "--task", "Density-C1-v0", *SHORT, "--engine-option", "nstep=3"], "it has none"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--lanes", "1000000000"], "GiB or more"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--lanes", "10000000000"], "give at most 2147483647"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--episodes", "100000000000"], "at most 2147483647"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--seed", "4294967296"], "between 0 and 4294967295"),
+        (["train", "--task", "Density-C1-v0", *SHORT, "--seeds", "0", "4294967296"], "between 0 and 4294967295"),
+        (["train", "--task", "Density-C1-v0", "--timeout", "inf"], "timeout is inf; it must be a finite number"),
         (["train", "--config", "missing.toml"], "missing.toml"),
         (["train", "--resume"], "give --run"),
         (["train", "--resume", "--run", "missing"], "not the folder of a run"),
@@ -262,6 +275,102 @@ def test_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr(library, "crystals", missing)
     code, _, err = run(capsys, "tasks")
     assert code == cli.BAD_INPUT and "pip install 'crystaljax[agents]'" in err
+
+
+def hostile(folder, **settings):
+    """A run folder whose settings name what should not run."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"engine": "ase:os.system"}, "--engine ase:os.system"),
+        ({"engine": "ase:ase.calculators.emt.EMT"}, "--engine ase:ase.calculators.emt.EMT"),
+        (
+            {"engine": "ase", "engine_options": {"calculator": "os.system", "arguments": {"command": "touch x"}}},
+            "--engine-option 'calculator=\"os.system\"' --engine-option 'arguments.command=\"touch x\"'",
+        ),
+        (
+            {"engine": "espresso", "engine_options": {"command": "sh -c 'touch called'"}},
+            "--engine-option 'command=\"sh -c '\"'\"'touch called'\"'\"'\"'",
+        ),
+        ({"scheduler": "tcp://elsewhere:8786", "engine": "planewave"}, "--scheduler tcp://elsewhere:8786"),
+        ({"engine": "ase:evil\x1b[2J.x"}, "--engine 'ase:evil\\x1b[2J.x'"),
+    ],
+)
+def test_a_file_alone_runs_nothing(capsys, monkeypatch, trained, tmp_path, settings, flags):
+    """A run folder, a sweep or a configuration file names programs, modules and machines in vain."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "sweep" / "seed-10"
+    shutil.copytree(trained, folder)
+    hostile(folder, **settings)
+    monkeypatch.setattr(cli, "_open_evaluator", lambda config: pytest.fail("it was opened"))
+    toml = tmp_path / "run.toml"
+    table = {name: value for name, value in settings.items() if name != "engine_options"}
+    options = settings.get("engine_options", {})
+    lines = [f"{name} = {json.dumps(value)}" for name, value in ({"task": "Density-RocksaltAB-v0"} | table).items()]
+    nested = {f"arguments.{name}": value for name, value in options.get("arguments", {}).items()}
+    plain = {name: value for name, value in options.items() if name != "arguments"} | nested
+    lines += ["[engine_options]"] * bool(plain) + [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
+    toml.write_text("\n".join(lines))
+    commands = [("train", "--resume", "--run", folder), ("evaluate", folder), ("train", "--config", toml)]
+    for command in commands:
+        code, _, err = run(capsys, *command)
+        assert code == cli.BAD_INPUT and err.strip().endswith(f"say so on the command line: {flags}"), err
+        assert "\x1b" not in err
+    (tmp_path / "sweep" / "sweep.json").write_text('{"seeds": [10]}')
+    code, _, err = run(capsys, "train", "--resume", "--run", tmp_path / "sweep")
+    assert code == cli.BAD_INPUT and err.strip().endswith(flags)
+    for command in commands:
+        with pytest.raises(pytest.fail.Exception, match="it was opened"):
+            cli.main([*map(str, command), *(word.replace("\\x1b", "\x1b") for word in shlex.split(flags))])
+    assert not (tmp_path / "called").exists()
+
+
+def test_another_program_than_the_files_does_not_make_the_files_one_run(capsys, trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    hostile(folder, engine="espresso", engine_options={"command": "touch called", "diagonalization": "david"})
+    code, _, err = run(capsys, "evaluate", folder, "--engine-option", "diagonalization=cg")
+    assert code == cli.BAD_INPUT and "touch called" in err
+    code, _, err = run(capsys, "evaluate", folder, "--engine", "unrelaxed-density", "--episodes", 3)
+    assert code == 0, err
+
+
+def test_evaluate_writes_nothing_into_the_run(capsys, trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    code, _, err = run(capsys, "evaluate", folder)
+    assert code == cli.BAD_INPUT and "has no checkpoint" in err and not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("where", ["parser", "module"])
+def test_ctrl_c_while_modules_load_is_no_traceback(capsys, monkeypatch, where):
+    def interrupted(*arguments):
+        if where == "parser":
+            raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as extension modules do
+            raise ImportError("numpy.core.multiarray failed to import") from error
+
+    monkeypatch.setattr(cli, "_parser" if where == "parser" else "_tasks", interrupted)
+    code, _, err = run(capsys, "tasks")
+    assert (code, err) == (cli.INTERRUPTED, "crystaljax: interrupted\n")
+
+
+def test_every_error_of_the_package_is_one_of_ours():
+    """So that a user can catch them all, and the command line shows each in one line."""
+    named = {"Exception", "ValueError", "RuntimeError", "OSError", "KeyError", "TypeError"}
+    ours = 0
+    for package in (crystaljax, crystaljax.agents, crystaljax.dft_bridge):
+        for file in Path(package.__file__).parent.rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                bases = {ast.unparse(base) for base in node.bases} if isinstance(node, ast.ClassDef) else set()
+                assert not bases & named or "CrystalJAXError" in bases or node.name == "CrystalJAXError", node.name
+                ours += "CrystalJAXError" in bases
+    assert ours >= 12
 
 
 def test_defects_of_ours_keep_their_traceback(monkeypatch):

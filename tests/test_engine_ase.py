@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 from ase.build import bulk
@@ -116,8 +117,10 @@ def test_command_line_takes_an_import_path(capsys, tmp_path):
         ("emt", "import path"),
         ("nowhere.Emt", "nowhere cannot be imported"),
         ("ase.calculators.emt.Emt", "no calculator Emt"),
-        ("json.dumps", "cannot be made"),
+        ("json.dumps", "not an ASE calculator, so it is not called"),
         ("builtins.dict", "not an ASE calculator"),
+        ("os.system", "os.system is not an ASE calculator, so it is not called"),
+        ("ase.build.bulk", "not an ASE calculator"),
     ],
 )
 def test_preflight_says_what_is_wrong(calculator, reason):
@@ -176,13 +179,34 @@ def test_fingerprint_follows_arguments_files_and_source(module, tmp_path):
 
 
 def test_fingerprint_follows_the_function_that_makes_the_calculator(module):
-    text = "def mine():\n    return EMT(asap_cutoff={})\n"
+    text = "def mine() -> EMT:\n    return EMT(asap_cutoff={})\n"
     name = module(text.format(False))
     engine = make_engine(f"ase:{name}.mine")
     first = engine.fingerprint("density")
     assert engine.fingerprint("density") == first
     module(text.format(True))
     assert engine.fingerprint("density") != first
+
+
+def test_only_what_says_that_it_makes_calculators_is_called(module):
+    text = "import pathlib\ndef mine(){}:\n    pathlib.Path(__file__).with_name('called').touch()\n    return EMT()\n"
+    for says, made in (
+        ("", False),
+        (" -> dict", False),
+        (" -> 'Missing'", False),
+        (" -> EMT", True),
+        (" -> 'EMT'", True),
+    ):
+        name = module(text.format(says))
+        engine = make_engine(f"ase:{name}.mine")
+        if made:
+            engine.preflight()
+        else:
+            with pytest.raises(EngineNotReady, match="not an ASE calculator, so it is not called"):
+                engine.preflight()
+        called = Path(sys.modules[name].__file__).with_name("called")
+        assert called.exists() == made
+        called.unlink(missing_ok=True)
 
 
 def test_every_setting_is_in_some_fingerprint():

@@ -182,6 +182,13 @@ def test_novelty_compares_reduced_formulas():
         ("a.json", '{"meta": 1}', "is not a list of formulas"),
         ("a.json", '[{"id": 1}]', "entry 1: no column with formulas among id"),
         ("a.json", "[1.5]", "entry 1: 1.5 is not a formula"),
+        ("a.txt", "H" + "9" * 190, "line 1: 'H999"),
+        ("a.txt", "H1000001", "'H1000001' is not a formula"),
+        ("a.txt", "(" * 90 + "H" + ")9" * 90, "line 1: "),
+        ("a.txt", "H" * 100_000, "line 1: "),
+        ("a.txt", "H0", "'H0' is not a formula"),
+        ("a.csv", "formula,x\nMgO,1\nMgO," + "x" * 140_000, "line 3 is no line of a CSV file"),
+        ("a.json", "[" * 100_000, "is not JSON"),
     ],
 )
 def test_what_is_no_reference_is_refused_with_its_place(name, text, message, tmp_path):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
-from crystaljax.agents import comparison, metrics, runs
+from crystaljax.agents import comparison, metrics, page, runs
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import sweep, train
@@ -116,6 +116,29 @@ def test_numbers_of_the_report_are_those_of_the_runs(capsys, folder, tmp_path):
     for link in re.findall(r"\]\((page_files/[^)]+)\)", page):
         assert (tmp_path / link).exists()
     assert len(list((tmp_path / "page_files").glob("*.cif"))) == 2 * comparison.SHOWN_CRYSTALS
+
+
+def test_names_are_text_in_markdown_and_become_no_paths(tmp_path):
+    hostile = "x [link](http://elsewhere) ![i](http://elsewhere/p.png) <script>a</script> `c` $m$ *b* | _u_ &lt;"
+    blocks = [
+        page.Heading("a\n# b"),
+        page.Text("- " + hostile),
+        page.Table(["h"], [["a|b\n| c"]]),
+        page.Picture("../../pwned", b"png", hostile, ("01_NaCl.cif", "data_")),
+        page.Folded("</summary>", "```\n[out](http://elsewhere)"),
+    ]
+    page.write(tmp_path / "page.md", "t", blocks)
+    text = (tmp_path / "page.md").read_text()
+    outside, fenced = text.split("````", 1)
+    assert "[out]" in fenced and fenced.count("````") == 1, "the fence is longer than the text's own"
+    assert not re.search(r"(?<!\\)(\](?=\(http)|[<`$*](?!details|summary|/summary|/details))", outside)
+    assert "\n# b" not in text and "## a # b" in text and "\n\\- x" in text and "| a\\|b \\| c |" in text
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()) == [
+        "page.md",
+        "page_files/_pwned.cif",
+        "page_files/_pwned.png",
+    ]
+    assert re.findall(r"\]\((\S+)\)", text.split("````")[0])[-1] == "page_files/_pwned.cif"
 
 
 def test_curves_are_interquartile_means_over_calculations(folder):

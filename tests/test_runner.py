@@ -35,11 +35,11 @@ from crystaljax.agents.hyperparameters import (
 from crystaljax.agents.ledger import Ledger, formula
 from crystaljax.agents.random_search import make_random_search
 from crystaljax.agents.runner import MAKERS, build_agent, build_env, sweep, train
-from crystaljax.agents.runs import sweep_seeds
 
 import crystaljax
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
+from crystaljax.run_folder import read_sweep
 from crystaljax.status import Status
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -352,7 +352,7 @@ def test_a_sweep_is_its_runs_and_resumes_exactly(straight, tmp_path):
     stopped = sweep(CONFIG, seeds, Scripted(interrupt), tmp_path / "run")
     assert [result.updates for result in stopped] == [3, 3]
     shutil.rmtree(tmp_path / "run" / "seed-20" / "checkpoints" / "3")  # it crashed between the two checkpoints
-    resumed = sweep(CONFIG, sweep_seeds(tmp_path / "run"), "unrelaxed-density", tmp_path / "run", resume=True)
+    resumed = sweep(CONFIG, read_sweep(tmp_path / "run"), "unrelaxed-density", tmp_path / "run", resume=True)
     for one, other in zip(resumed, whole, strict=True):
         assert_same_run(one, other)
 
@@ -372,8 +372,8 @@ def test_sweeps_that_cannot_be_are_refused(straight, tmp_path):
         ({"epochs": 8}, r"f.toml: unknown key 'epochs'; known keys are task, .*episodes"),
         ({"dqn": {"clip": 0.2}}, r"f.toml, table \[dqn\]: unknown key 'clip'; known keys are lanes, .*buffer"),
         ({"ppo": {"updates": 5}}, "unknown key 'updates'"),
-        ({"ppo": {"lanes": "16"}}, r"f.toml, table \[ppo\]: lanes is '16'; give a value of type int"),
-        ({"ppo": {"anneal": 1}}, "give a value of type bool"),
+        ({"ppo": {"lanes": "16"}}, r"f.toml, table \[ppo\]: lanes is '16'; it must be a whole number"),
+        ({"ppo": {"anneal": 1}}, "it must be true or false"),
         ({"structures": "NaCl.cif", "task": ""}, "structures is 'NaCl.cif'"),
         ({"ppo": 3}, "must be a table"),
         ({"sac": {"lanes": 0}}, "lanes is 0"),

@@ -14,6 +14,7 @@ import inspect
 import json
 import tempfile
 import time
+import typing
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import SCFError
+from ase.calculators.calculator import BaseCalculator, SCFError
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import (
     bulk_modulus,
@@ -56,6 +57,8 @@ _OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "density": ("nstep", "fmax"),
 }
 _MESSAGE_CHARACTERS = 300
+MAKERS = ("gpaw.GPAW",)
+"""Functions that make calculators without saying so; others say it by the type that they are annotated to return."""
 _EXAMPLE = f"`{PREFIX}ase.calculators.emt.EMT`"
 
 
@@ -64,7 +67,8 @@ class AseEngine(PresetEngine):
     """Bulk modulus and density from energies and stresses of an ASE calculator, gaps if it has eigenvalues.
 
     Attributes:
-        calculator: import path of its class, or of a function that makes one, such as ``ase.calculators.emt.EMT``.
+        calculator: import path of its class, such as ``ase.calculators.emt.EMT``, or of a function that is annotated to
+            return one. Anything else is not called.
         arguments: its keyword arguments, JSON-able. Of a file that one names, the contents count as a setting.
         label: what kind of method it is, shown with every value; by default ``DFT`` for calculators in
             :data:`DFT_MODULES` and ``surrogate`` for all others.
@@ -191,7 +195,11 @@ class AseEngine(PresetEngine):
 
 
 def _maker(path: str) -> Callable[..., Any]:
-    """The class or function at an import path; raises :class:`EngineNotReady`."""
+    """The class or function at an import path, seen to make calculators before it is called.
+
+    Raises:
+        EngineNotReady: there is none, or it is something else.
+    """
     module_name, _, name = path.rpartition(".")
     if not module_name:
         raise EngineNotReady(f"name the calculator of the ase engine by its import path, such as {_EXAMPLE}")
@@ -200,9 +208,29 @@ def _maker(path: str) -> Callable[..., Any]:
     except ImportError as error:
         advice = "install its package, or put its folder on PYTHONPATH"
         raise EngineNotReady(f"{module_name} cannot be imported ({error}); {advice}") from error
-    if not callable(make):
+    if make is None:
         raise EngineNotReady(f"{module_name} has no calculator {name}; give an import path such as {_EXAMPLE}")
+    if path not in MAKERS and not _is_calculator(make) and not _is_calculator(_returned(make)):
+        raise EngineNotReady(
+            f"{path} is not an ASE calculator, so it is not called; give the import path of a class, such as "
+            f"{_EXAMPLE}, or of a function annotated to return one"
+        )
     return make
+
+
+def _is_calculator(kind: Any) -> bool:
+    """Whether a class is one of ASE's calculators; GPAW's new one has their methods without being one of theirs."""
+    return isinstance(kind, type) and (issubclass(kind, BaseCalculator) or kind.__name__ == "ASECalculator")
+
+
+def _returned(make: Any) -> Any:
+    """The type that a function says it returns; ``None`` for one that does not, and for anything else."""
+    if not inspect.isfunction(make):
+        return None
+    try:
+        return typing.get_type_hints(make).get("return")
+    except NameError:  # imported for type checkers only
+        return None
 
 
 @functools.lru_cache(maxsize=1)

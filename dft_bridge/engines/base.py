@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from crystaljax.errors import CrystalJAXError
 from crystaljax.status import Status
 
 PROPERTIES = ("band_gap", "bulk_modulus", "density")
@@ -27,7 +28,7 @@ NO_TEXT = re.compile("[\0\ud800-\udfff]")
 """Characters that no store can hold: PostgreSQL has no NUL, UTF-8 no surrogates."""
 
 
-class EngineNotReady(RuntimeError):
+class EngineNotReady(CrystalJAXError, RuntimeError):
     """An engine cannot run here; the message says what is missing and the command that installs it."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -208,6 +209,8 @@ class EspressoEngine(PresetEngine):
 
     def __post_init__(self) -> None:
         check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
+        if not re.fullmatch(r"\w+(-\w+)*", self.diagonalization):  # it becomes part of an input file
+            raise ValueError(f"diagonalization is {self.diagonalization!r}; give a word of pw.x, such as david")
         check_ladder(self.ladder, RUNGS)
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:

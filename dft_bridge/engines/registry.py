@@ -25,6 +25,10 @@ ENGINES: dict[str, type] = {
 """Name -> class with a factory ``preset(name, **overrides) -> Engine``. A new engine is one more row."""
 
 
+RUNS: dict[str, tuple[str, ...]] = {"ase": ("calculator", "arguments"), "espresso": ("command",)}
+"""Settings that name programs or code. Arguments are those of a calculator, many of which take a command."""
+
+
 def is_engine(name: str) -> bool:
     """Whether :func:`make_engine` knows this name."""
     return name in ENGINES or name.startswith(PREFIX)
@@ -41,6 +45,21 @@ def check_options(name: str, options: Mapping[str, Any]) -> None:
     if unknown:
         known = f"it has {', '.join(settings)}" if settings else "it has none"
         raise ValueError(f"{', '.join(unknown)}: not an option of the {name} engine; {known}")
+
+
+def programs(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What the settings of an engine would import or run, by the flag of the command line that asks for it.
+
+    That an engine runs the program that it is made for, found on the PATH, is nothing special and not among it.
+    """
+    engine, implied = _split(name)
+    settings = {**implied, **options}
+    found = {}
+    for setting in RUNS.get(engine, ()):
+        if value := settings.get(setting):
+            in_name = setting in implied and settings[setting] == implied[setting]
+            found.update({"--engine": name} if in_name else {f"--engine-option {setting}": value})
+    return found
 
 
 def _split(name: str) -> tuple[str, dict[str, str]]:

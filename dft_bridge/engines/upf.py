@@ -17,11 +17,13 @@ from typing import NoReturn
 
 from ase.data import chemical_symbols
 
+from crystaljax.errors import CrystalJAXError
+
 ADVICE = "use the scalar-relativistic PBE files of SSSP or PseudoDojo, one per element"
 _PBE = ("PBE", "SLA PW PBX PBC", "SLA PW PBE PBE")
 
 
-class UpfError(ValueError):
+class UpfError(CrystalJAXError, ValueError):
     """Pseudopotentials cannot be used; the message says which, why and what to do."""
 
 

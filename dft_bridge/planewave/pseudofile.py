@@ -18,6 +18,8 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from ase.data import chemical_symbols
 
+from crystaljax.errors import CrystalJAXError
+
 SUFFIXES = (".upf", ".psp8")
 """Names of pseudopotential files end like this, in small or capital letters."""
 
@@ -44,7 +46,7 @@ _PSP8_FUNCTIONALS = {11: "PBE", -101130: "PBE", -130101: "PBE", -116133: "PBEsol
 _MIN_MESH = 5
 
 
-class PseudoError(ValueError):
+class PseudoError(CrystalJAXError, ValueError):
     """A pseudopotential cannot be used; the message says which, why and what to do."""
 
 

@@ -19,6 +19,8 @@ from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
 from crystaljax.dft_bridge.store.records import Row
 from crystaljax.dft_bridge.store.table import CHUNK, delete_upto, read_rows
 
+from crystaljax.errors import CrystalJAXError
+
 logger = logging.getLogger(__name__)
 
 SCHEMA = 2
@@ -26,7 +28,7 @@ _NAME = "crystaljax_schema"
 _METADATA = {"title": "CrystalJAX results"}  # the heading of ASE's web view
 
 
-class NotAStore(ValueError):
+class NotAStore(CrystalJAXError, ValueError):
     """The database holds something else, or what only a newer CrystalJAX reads; the message says what to do."""
 
 

@@ -18,13 +18,15 @@ from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
 from crystaljax.dft_bridge.store.records import UNREADABLE, Record, Row, result_of
 from crystaljax.dft_bridge.store.table import all_rows, find, read_rows
 
+from crystaljax.errors import CrystalJAXError
+
 logger = logging.getLogger(__name__)
 
 PATH_VARIABLE = "CRYSTALJAX_STORE"
 """Environment variable that names the default store, a file or a URL."""
 
 
-class StoreError(RuntimeError):
+class StoreError(CrystalJAXError, RuntimeError):
     """The store cannot be read or written; the message says why and what to do."""
 
 
