@@ -19,6 +19,7 @@ from ase.data import atomic_numbers
 from scipy.spatial import cKDTree
 
 from crystaljax import spacegroups
+from crystaljax.errors import CrystalJAXError
 from crystaljax.spacegroups import Operators
 
 SAME_SITE = 0.1
@@ -35,7 +36,7 @@ LOOSE = (0.01, 0.1)
 ISOTOPES = {"D": "H", "T": "H"}
 
 
-class Unreadable(ValueError):
+class Unreadable(CrystalJAXError, ValueError):
     """Text that describes no crystal, or not one alone; the message says what to change."""
 
 

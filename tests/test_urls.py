@@ -65,9 +65,8 @@ def test_no_password_is_in_the_settings_that_are_saved_and_shown(tmp_path):
     url = f"postgresql://me:{SECRET}@host/db"
     config = RunConfig(task="BandGap-C1-v0", store=url, scheduler=f"tls://me:{SECRET}@host:1")
     config.save(tmp_path, [])
-    assert SECRET not in (tmp_path / run_folder.CONFIG).read_text() and SECRET not in json.dumps(
-        configs.to_table(config)
-    )
+    saved = (tmp_path / run_folder.CONFIG).read_text()
+    assert SECRET not in saved and SECRET not in json.dumps(configs.to_table(config))
     assert SECRET not in repr(config) and config.store == url
     assert configs.load(tmp_path)[0].store == "postgresql://me@host/db"
 
