@@ -24,7 +24,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
 from crystaljax.dft_bridge.engines.base import Crystal, Result
-from crystaljax.dft_bridge.engines.gpaw import GpawEngine, kpoint_mesh
+from crystaljax.dft_bridge.engines.gpaw import GpawEngine
 
 CUTOFFS = (400.0, 600.0, 800.0, 1000.0)
 HARD_CUTOFFS = (1200.0, 1500.0)
@@ -177,7 +177,7 @@ def report(results: dict) -> str:
     from gpaw_data import __version__ as data_version
 
     errors = [abs(row["error"]) for row in results["presets"]]
-    meshes = {p: kpoint_mesh(np.eye(3) * 4.0, 5, GpawEngine.preset(p).band_gap_kppa) for p in _PRESETS}
+    meshes = {p: GpawEngine.preset(p).sampling_of("band_gap").mesh(np.eye(3) * 4.0, 5)[0] for p in _PRESETS}
     return f"""# Convergence of the gpaw engine
 
 Written by `python -m benchmarks gpaw-convergence --out benchmarks/results/gpaw_convergence.md` in

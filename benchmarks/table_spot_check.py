@@ -25,7 +25,7 @@ from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
 from crystaljax.dft_bridge.engines.checks import density_of
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
-from crystaljax.dft_bridge.planewave.kpoints import find_symmetry, mesh_points, reduce_points, special_points
+from crystaljax.dft_bridge.kpoints import find_symmetry, mesh_points, reduce_points, special_points
 
 from benchmarks.dft_cases import bands
 from benchmarks.pwx import PwxJob, PwxResult, electrons, oriented, run

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crystaljax.dft_bridge.engines.base import Engine, Result, tells_of_the_machine
+from crystaljax.dft_bridge.engines.base import CrystalFingerprint, Engine, Result, tells_of_the_machine
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.limits import JobFailed, Limits
 from crystaljax.dft_bridge.store import Record, Store, StoreError
@@ -30,7 +30,7 @@ class Archive:
         self.store, self._engine, self._preset = store, engine, preset
         self._limits = dataclasses.asdict(limits)
         self._fingerprints: dict[str, dict[str, Any]] = {}
-        self._keys: dict[tuple[bytes, bytes, str], Keys] = {}
+        self._keys: dict[tuple[bytes, bytes, str], tuple[Keys, dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._unwritten: list[Record] = []
 
@@ -54,9 +54,16 @@ class Archive:
 
     def keys(self, skeleton: Skeleton, property_name: str) -> Keys:
         """What makes the keys of a skeleton, once the property is open."""
+        return self._of(skeleton, property_name)[0]
+
+    def _of(self, skeleton: Skeleton, property_name: str) -> tuple[Keys, dict[str, Any]]:
+        """What makes the keys of a skeleton, and the fingerprint that is in them."""
         which = (skeleton.lattice.tobytes(), skeleton.frac_coords.tobytes(), property_name)
         if which not in self._keys:
-            self._keys[which] = Keys(skeleton, property_name, self._fingerprints[property_name])
+            fingerprint = self._fingerprints[property_name]
+            if isinstance(self._engine, CrystalFingerprint):
+                fingerprint = self._engine.fingerprint_of(skeleton.lattice, skeleton.frac_coords, property_name)
+            self._keys[which] = Keys(skeleton, property_name, fingerprint), fingerprint
         return self._keys[which]
 
     def find(self, keys: Sequence[str]) -> dict[str, Result]:
@@ -95,7 +102,7 @@ class Archive:
     def _record(self, key: str, request: Request, result: Result) -> Record:
         if result.status in OF_LIMITS and "limits" in result.details:
             key = limited_key(key, self._limits)
-        label, fingerprint = self.label(request.property), self._fingerprints[request.property]
+        label, (_, fingerprint) = self.label(request.property), self._of(request.skeleton, request.property)
         return Record(key, request.crystal, request.property, result, label, fingerprint)
 
     def failure(self, error: JobFailed, size: int = 1) -> Result:

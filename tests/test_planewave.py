@@ -20,6 +20,14 @@ from crystaljax.dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal,
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
 from crystaljax.dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
 from crystaljax.dft_bridge.engines.registry import make_engine
+from crystaljax.dft_bridge.kpoints import (
+    IDENTITY,
+    find_symmetry,
+    half_points,
+    kppa_mesh,
+    mesh_points,
+    reduce_points,
+)
 from crystaljax.dft_bridge.ladder import Climb
 from crystaljax.dft_bridge.planewave import (
     eigensolver,
@@ -37,14 +45,6 @@ from crystaljax.dft_bridge.planewave.basis import fft_size, make_basis, nearest_
 from crystaljax.dft_bridge.planewave.ewald import ewald_matrix, ewald_sums
 from crystaljax.dft_bridge.planewave.hamiltonian import band_density, hamiltonian
 from crystaljax.dft_bridge.planewave.kinds import Workbench
-from crystaljax.dft_bridge.planewave.kpoints import (
-    IDENTITY,
-    find_symmetry,
-    kppa_mesh,
-    mesh_points,
-    reduce_points,
-    special_points,
-)
 from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, shipped
 from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
@@ -276,7 +276,7 @@ def test_time_reversal_alone_halves_the_mesh():
 @pytest.mark.parametrize(("lattice", "count"), [(np.eye(3), 4), (FCC, 3), (BCC, 3), (HEXAGONAL, 4)])
 def test_zone_boundary_points(lattice, count):
     symmetry = find_symmetry(lattice * 4.0, np.zeros((1, 3)), [0])
-    assert len(reduce_points(special_points(), symmetry)[0]) == count
+    assert len(reduce_points(half_points(), symmetry)[0]) == count
 
 
 def test_the_reduced_mesh_averages_as_the_full_one():
@@ -1176,7 +1176,7 @@ def test_plane_waves_of_other_k_points_are_found_in_the_mesh():
     lattice = np.array(KIND.lattice) / Bohr
     mesh, other = (
         make_basis(lattice, 8.0, *reduce_points(points, KIND.symmetry), KIND.symmetry)
-        for points in (mesh_points([2, 2, 2], [1, 1, 1]), special_points())
+        for points in (mesh_points([2, 2, 2], [1, 1, 1]), half_points())
     )
     nearest, columns = nearest_waves(mesh, other)
     assert nearest.shape == (other.n_kpoints,) and columns.shape == other.valid.shape

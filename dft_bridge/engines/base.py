@@ -133,6 +133,17 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class CrystalFingerprint(Protocol):
+    """An engine some of whose settings count for some crystals only. Without it all have one fingerprint."""
+
+    def fingerprint_of(self, lattice: np.ndarray, frac_coords: np.ndarray, property_name: str) -> dict[str, Any]:
+        """As :meth:`Engine.fingerprint`, for crystals with this lattice [3, 3] in Å and sites [N, 3].
+
+        It must be the same whatever cell, origin and order of the sites describe them.
+        """
+
+
+@runtime_checkable
 class BatchEngine(Engine, Protocol):
     """An engine that calculates crystals together. Without these methods every crystal is a job of its own."""
 

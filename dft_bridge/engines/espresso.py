@@ -21,6 +21,7 @@ from crystaljax.dft_bridge.engines import pwscf, upf
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
 from crystaljax.dft_bridge.engines.presets import PresetEngine
+from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import (
     AS_SET,
     PARTLY_FILLED,
@@ -31,7 +32,6 @@ from crystaljax.dft_bridge.ladder import (
     names_of,
     same_as_fixed,
 )
-from crystaljax.dft_bridge.planewave.kpoints import kppa_mesh
 
 from crystaljax.status import Status
 
@@ -73,6 +73,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_kppa": 1000.0,
         "density_width": 0.001,
         "dual": 8.0,
+        "sampling": "cell",
+        "kpoint_length": 0.0,
         "even_mesh": False,
         "max_scf_iterations": 300,
         "ladder": (),
@@ -88,6 +90,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_kppa": 1000.0,
         "density_width": 0.01,
         "dual": 0.0,
+        "sampling": "lattice",
+        "kpoint_length": 12.0,
         "even_mesh": True,
         "max_scf_iterations": 100,
         "ladder": names_of(RUNGS),
@@ -103,6 +107,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_kppa": 100.0,
         "density_width": 0.01,
         "dual": 0.0,
+        "sampling": "lattice",
+        "kpoint_length": 7.5,
         "even_mesh": True,
         "max_scf_iterations": 60,
         "ladder": ("smaller mixing",),
@@ -148,6 +154,11 @@ class EspressoEngine(PresetEngine):
             counted by whole bands in both cases.
         dual: cut-off of the density in units of that of the waves; 0 for 4 where all files of a crystal are
             norm-conserving and 8 where not.
+        sampling: how k-points are chosen: ``cell`` as CrystalGym does, from the lengths of the given cell vectors;
+            ``lattice`` with the symmetry and the special points of the lattice, see
+            :mod:`crystaljax.dft_bridge.kpoints`; for a gap bands at those that the mesh lacks are calculated in the
+            density of the SCF.
+        kpoint_length: Å: with ``lattice`` a mesh stands for a supercell whose edges are at least so long.
         even_mesh: round the subdivisions up to even numbers, so that the mesh also holds the zone boundary.
         tolerance: SCF criterion, estimated error of the energy in Ry per atom.
         mixing: share of the new density in the mixing.
@@ -190,6 +201,8 @@ class EspressoEngine(PresetEngine):
     density_kppa: float = 1000.0
     density_width: float = 0.01
     dual: float = 0.0
+    sampling: str = "lattice"
+    kpoint_length: float = 12.0
     even_mesh: bool = True
     tolerance: float = 1e-8
     mixing: float = 0.7
@@ -211,6 +224,7 @@ class EspressoEngine(PresetEngine):
         check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
         if not re.fullmatch(r"\w+(-\w+)*", self.diagonalization):  # it becomes part of an input file
             raise ValueError(f"diagonalization is {self.diagonalization!r}; give a word of pw.x, such as david")
+        check_choice("sampling", self.sampling, RULES)
         check_ladder(self.ladder, RUNGS)
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
@@ -251,9 +265,10 @@ class EspressoEngine(PresetEngine):
         start = _cpu_seconds()
         result = self.refuse(crystal, property_name)
         if result is None:
-            climb = _Climb(self, property_name, to_atoms(crystal))
+            inner, operation = self._shortest(crystal)
+            climb = _Climb(self, property_name, to_atoms(inner))
             try:
-                result = getattr(self, f"_{property_name}")(climb)
+                result = self._as_given(getattr(self, f"_{property_name}")(climb), operation)
             except pwscf.PwxFailure as failed:
                 result = Result.failure(failed.status, str(failed), log=failed.log)
             result = dataclasses.replace(result, details={**climb.facts, **result.details})
@@ -262,11 +277,11 @@ class EspressoEngine(PresetEngine):
     # One method per property, named after it.
 
     def _band_gap(self, climb: _Climb) -> Result:
-        """max(0, LUMO - HOMO) in eV over the mesh, bands counted from the valence electrons."""
+        """max(0, LUMO - HOMO) in eV over mesh and special points, bands counted from the valence electrons."""
         found = climb.calculate()
         homo, lumo = _edges(found)
         occupied = round(found.electrons) // 2
-        direct = (found.eigenvalues[:, occupied] - found.eigenvalues[:, occupied - 1]).min()
+        direct = (found.bands[:, occupied] - found.bands[:, occupied - 1]).min()
         details = {
             "rung": climb.rung.name,
             "iterations": found.iterations,
@@ -319,10 +334,8 @@ class EspressoEngine(PresetEngine):
     def _electrons(self, symbols: Sequence[str]) -> int:
         return sum(self._files()[symbol].valence for symbol in symbols)
 
-    def _mesh(self, atoms: Atoms, property_name: str) -> tuple[int, int, int]:
-        mesh = kppa_mesh(atoms.cell.array, len(atoms), getattr(self, f"{property_name}_kppa"))
-        a, b, c = (n + n % 2 for n in mesh) if self.even_mesh else mesh
-        return a, b, c
+    def _sampling_settings(self, property_name: str) -> dict[str, bool]:
+        return {"even": self.even_mesh, "special": self.sampling == "lattice" and property_name == "band_gap"}
 
     def _bands(self, electrons: int) -> int:
         occupied = math.ceil(electrons / 2)
@@ -370,7 +383,9 @@ class _Climb(Climb[PwxRung]):
         super().__init__(engine.rungs(property_name))
         self.atoms = pwscf.oriented(atoms)
         self._engine, self._property = engine, property_name
-        self._mesh = engine._mesh(atoms, property_name)
+        sampling = engine.sampling_of(property_name)
+        self._mesh, _ = sampling.mesh(atoms.cell.array, len(atoms))
+        self._extra = sampling.points_beyond_mesh(atoms.cell.array, atoms.get_scaled_positions(), atoms.numbers)
         self._electrons = engine._electrons(atoms.get_chemical_symbols())
         self._program = pwscf.find_program(engine.command)
 
@@ -394,7 +409,7 @@ class _Climb(Climb[PwxRung]):
     def _attempt(self, rung: PwxRung, atoms: Atoms, scale: float, relax: bool) -> pwscf.PwxOutput:
         engine = self._engine
         settings = engine._namelists(atoms, self._property, rung, scale, relax)
-        found = pwscf.calculate(self._program, atoms, settings, self._mesh, engine._files())
+        found = pwscf.calculate(self._program, atoms, settings, self._mesh, engine._files(), self._extra)
         if round(found.electrons) != self._electrons:
             message = f"pw.x counted {found.electrons:g} electrons instead of {self._electrons}"
             raise pwscf.PwxFailure(Status.ENGINE_ERROR, message, "")
@@ -407,7 +422,7 @@ class _Climb(Climb[PwxRung]):
 def _edges(found: pwscf.PwxOutput) -> tuple[float, float]:
     """Highest occupied and lowest empty level in eV, two electrons a band."""
     occupied = round(found.electrons) // 2
-    return float(found.eigenvalues[:, occupied - 1].max()), float(found.eigenvalues[:, occupied].min())
+    return float(found.bands[:, occupied - 1].max()), float(found.bands[:, occupied].min())
 
 
 def _cpu_seconds() -> float:

@@ -31,6 +31,7 @@ from crystaljax.dft_bridge.engines.checks import (
     symbols_of,
 )
 from crystaljax.dft_bridge.engines.presets import PresetEngine
+from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import check_ladder, chosen, described
 from crystaljax.dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS, ScfRung
@@ -62,6 +63,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_cutoff": "tight",
         "density_kppa": 1000.0,
         "density_width": _MILLI_RYDBERG,
+        "sampling": "cell",
+        "kpoint_length": 0.0,
         "shifted": False,
         "special_points": False,
         "symmetry": "crystal",
@@ -79,6 +82,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "density_cutoff": "tight",
         "density_kppa": 50.0,
         "density_width": 0.004,
+        "sampling": "lattice",
+        "kpoint_length": 7.5,
         "shifted": True,
         "special_points": True,
         "symmetry": "crystal",
@@ -124,10 +129,16 @@ class PlanewaveEngine(PresetEngine):
         band_gap_kppa, bulk_modulus_kppa, density_kppa: k-points per reciprocal atom.
         band_gap_width, bulk_modulus_width, density_width: Gaussian smearing in Ha; 0 for fixed occupations. A gap is
             counted by whole bands in both cases.
-        shifted: move the k-point mesh off Gamma by half a step; needs fewer points for the same accuracy of a density.
+        sampling: how k-points are chosen: ``cell`` as CrystalGym does, from the lengths of the given cell vectors;
+            ``lattice`` with the symmetry and the special points of the lattice, see
+            :mod:`crystaljax.dft_bridge.kpoints`.
+        kpoint_length: Å: with ``lattice`` a mesh stands for a supercell whose edges are at least so long.
+        shifted: move the k-point mesh off Gamma by half a step, with ``lattice`` where that saves points for the same
+            accuracy of a density.
         total_energy: a band gap comes with the total energy of its SCF too (in the details), which other properties
             always have. Changes no number, but compiles for longer; results with it have keys of their own.
-        special_points: look for band edges at Gamma and the zone boundary too, at no weight in the density.
+        special_points: look for band edges at special points too, at no weight in the density: with ``cell`` at the
+            points with coordinates 0 and 1/2.
         symmetry: ``crystal`` uses all symmetry an assignment of elements has (fewest k-points), ``skeleton`` the part
             that all assignments share, so that a skeleton needs one program only.
         tolerance: Ha per atom, and
@@ -174,6 +185,8 @@ class PlanewaveEngine(PresetEngine):
     density_cutoff: float | str = "tight"
     density_kppa: float = 1000.0
     density_width: float = _MILLI_RYDBERG
+    sampling: str = "cell"
+    kpoint_length: float = 0.0
     shifted: bool = False
     special_points: bool = False
     total_energy: bool = False
@@ -198,6 +211,7 @@ class PlanewaveEngine(PresetEngine):
     def __post_init__(self) -> None:
         check_choice("symmetry", self.symmetry, ("crystal", "skeleton"))
         check_choice("modulus_at", self.modulus_at, ("cell", "relaxed"))
+        check_choice("sampling", self.sampling, RULES)
         check_choice("functional", self.functional, ("PBE", "LDA"))
         check_ladder(self.ladder, RUNGS)
 
@@ -255,7 +269,8 @@ class PlanewaveEngine(PresetEngine):
                 found = self._run(kind, [crystals[i] for i in members], property_name)
                 seconds = (time.process_time() - begin) / len(members)
                 for i, result in zip(members, found, strict=True):
-                    results[i] = dataclasses.replace(checked(result, property_name), seconds=seconds)
+                    given = self._as_given(result, self._shortest(crystals[i])[1])
+                    results[i] = dataclasses.replace(checked(given, property_name), seconds=seconds)
         return [results[i] for i in range(len(crystals))]
 
     def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
@@ -342,10 +357,9 @@ class PlanewaveEngine(PresetEngine):
     def kind(self, crystal: Crystal, property_name: str) -> Kind:
         """Everything about a calculation but the elements on the sites."""
         from crystaljax.dft_bridge.planewave.kinds import Kind, band_count, is_light
-        from crystaljax.dft_bridge.planewave.kpoints import kppa_mesh
         from crystaljax.dft_bridge.planewave.scf import ScfSettings
 
-        symbols = symbols_of(crystal)
+        symbols, (crystal, _) = symbols_of(crystal), self._shortest(crystal)
         width = getattr(self, f"{property_name}_width")
         bands = band_count(self._electrons(symbols), self.extra_bands)
         settings = ScfSettings(
@@ -358,8 +372,7 @@ class PlanewaveEngine(PresetEngine):
             double=self.double,
             bands_per_fft=1 if _on_cpu() else bands,
         )
-        mesh = kppa_mesh(crystal.lattice, len(symbols), getattr(self, f"{property_name}_kppa"))
-        shift = tuple(int(self.shifted and n > 1) for n in mesh)
+        mesh, shift = self.sampling_of(property_name).mesh(crystal.lattice, len(symbols))
         constant_cutoff = property_name == "bulk_modulus" and not self.eos_same_waves
         stretch = max(self.eos_volumes) ** (1 / 3) if constant_cutoff else 1.0
         colours = range(len(symbols)) if self.symmetry == "skeleton" else map(sorted(set(symbols)).index, symbols)
@@ -373,6 +386,7 @@ class PlanewaveEngine(PresetEngine):
             stretch=stretch,
             light=is_light(self.pseudo_set(), symbols),
             settings=settings,
+            rule=self.sampling,
         )
 
     def cutoff(self, symbols: Sequence[str], property_name: str) -> float:
@@ -391,6 +405,12 @@ class PlanewaveEngine(PresetEngine):
                 f"no measured cut-off for {', '.join(unknown)}; set {property_name}_cutoff to a number of Ha"
             )
         return _CUTOFF_STEP * math.ceil(max(table[s] for s in symbols) / _CUTOFF_STEP)
+
+    def _sampling_settings(self, property_name: str) -> dict[str, bool]:
+        return {"shifted": self.shifted, "special": self._cell_rule_special(property_name)}
+
+    def _cell_rule_special(self, property_name: str) -> bool:
+        return self.special_points and property_name == "band_gap"
 
     def _lacking(self, symbols: Sequence[str]) -> str:
         missing = sorted({s for s in symbols if s not in self.pseudo_set()})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
+import numpy as np
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.checks import check_property, odd_electrons, plain, symbols_of, too_close
+from crystaljax.dft_bridge.kpoints import Sampling, shortest_cell
 
 from crystaljax.status import Status
+
+SAMPLING_FACT = "sampling"
+"""Of a fingerprint: by which rule k-points are chosen, where it is not ``cell``."""
 
 
 class PresetEngine:
@@ -21,6 +27,8 @@ class PresetEngine:
         per_property: what each property has a setting of its own for, such as ``cutoff`` for ``density_cutoff``.
         shared_settings: the settings that every property depends on.
         own_settings: by property, the settings that only it depends on.
+        sampling: rule for k-points, one of :data:`~crystaljax.dft_bridge.kpoints.RULES`; a field.
+        kpoint_length: Å, of the period that a mesh stands for by the rule ``lattice``, at least; a field.
     """
 
     engine: str
@@ -29,6 +37,8 @@ class PresetEngine:
     per_property: tuple[str, ...] = ()
     shared_settings: tuple[str, ...] = ()
     own_settings: Mapping[str, tuple[str, ...]]
+    sampling: str = "cell"
+    kpoint_length: float = 0.0
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
@@ -56,10 +66,67 @@ class PresetEngine:
             refusal = odd_electrons(self._electrons(symbols))
         return refusal
 
+    def sampling_of(self, property_name: str) -> Sampling:
+        """Which k-points a calculation of the property gets."""
+        return Sampling(
+            rule=self.sampling,
+            kppa=getattr(self, f"{property_name}_kppa"),
+            length=self.kpoint_length,
+            **self._sampling_settings(property_name),
+        )
+
+    def fingerprint_of(self, lattice: np.ndarray, frac_coords: np.ndarray, property_name: str) -> dict[str, Any]:
+        """Everything that can change the number of this property for crystals of these sites (JSON-able).
+
+        It is :meth:`fingerprint`, without the rule for k-points where both rules come to the same points: the number
+        is then the same too, and so is its key.
+
+        Args:
+            lattice: [3, 3] Å.
+            frac_coords: [N, 3].
+            property_name: what is calculated.
+        """
+        facts = self.fingerprint(property_name)
+        if self.sampling == "lattice":
+            sampling = self.sampling_of(property_name)
+            inner, _ = self._shortest(Crystal(lattice, frac_coords, np.zeros(len(frac_coords), int)))
+            before = dataclasses.replace(sampling, rule="cell", special=self._cell_rule_special(property_name))
+            if sampling.same_points(before, inner.lattice, inner.frac_coords):
+                del facts[SAMPLING_FACT]
+        return facts
+
     def _fingerprint(self, property_name: str, **facts: Any) -> dict[str, Any]:
         """The settings of the property, besides the facts of the engine."""
         common = {"engine": self.engine, "method": self.method_version, "property": property_name}
+        if self.sampling != "cell":
+            facts[SAMPLING_FACT] = {"rule": self.sampling, "length": self.kpoint_length}
         return {**common, **facts, **self.settings_of(property_name)}
+
+    def _shortest(self, crystal: Crystal) -> tuple[Crystal, np.ndarray]:
+        """The crystal in the cell that is calculated, and the integers U [3, 3] of that cell, U @ lattice."""
+        operation = shortest_cell(crystal.lattice) if self.sampling == "lattice" else np.eye(3, dtype=int)
+        if (operation == np.eye(3)).all():
+            return crystal, operation
+        coords = crystal.frac_coords @ np.linalg.inv(operation)
+        return dataclasses.replace(crystal, lattice=operation @ crystal.lattice, frac_coords=coords), operation
+
+    @staticmethod
+    def _as_given(result: Result, operation: np.ndarray) -> Result:
+        """The result with its relaxed cell, if it has one, in terms of the cell that was given."""
+        if (operation == np.eye(3)).all() or "lattice" not in result.details:
+            return result
+        lattice = np.linalg.inv(operation) @ result.details["lattice"]
+        coords = np.array(result.details["frac_coords"]) @ operation
+        facts = {"lattice": lattice.tolist(), "frac_coords": coords.tolist()}
+        return dataclasses.replace(result, details=result.details | facts)
+
+    def _sampling_settings(self, property_name: str) -> dict[str, bool]:
+        """``shifted``, ``even`` and ``special`` of the sampling."""
+        raise NotImplementedError
+
+    def _cell_rule_special(self, property_name: str) -> bool:
+        """Whether the engine looks at special points by the rule ``cell`` too."""
+        return False
 
     def _lacking(self, symbols: Sequence[str]) -> str:
         """For which of the elements there are no data, as a text; empty if there are for all."""

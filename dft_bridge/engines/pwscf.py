@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 import re
 import shlex
@@ -16,9 +17,9 @@ import signal
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import spglib
@@ -38,6 +39,8 @@ QEPY_HOME = Path("~/.local/share/crystaljax/qepy").expanduser()
 """A virtual environment of its own for the wheel ``qepy``, which needs an older NumPy than JAX."""
 INSTALL_HINT = "run `apt-get install quantum-espresso`, or `crystaljax doctor --install espresso` for the wheel qepy"
 
+_T = TypeVar("_T")
+_NO_POINTS = np.zeros((0, 3))
 _GPA = Hartree / Bohr**3 / GPa  # GPa per Ha/bohr^3
 _SYMPREC = 1e-4  # Å
 _LOG_CHARACTERS = 2000
@@ -99,6 +102,7 @@ class PwxOutput:
         iterations: SCF steps (of the last SCF).
         ionic_steps: SCF calculations of a relaxation, 1 otherwise.
         relaxed: whether a relaxation ended before its steps were used up.
+        extra_eigenvalues: float64 [K', B], eV, at points outside the mesh, in the density of the SCF.
     """
 
     energy: float
@@ -111,6 +115,13 @@ class PwxOutput:
     iterations: int
     ionic_steps: int
     relaxed: bool
+    extra_eigenvalues: np.ndarray | None = None
+
+    @property
+    def bands(self) -> np.ndarray:
+        """float64 [K + K', B], eV, at all points."""
+        extra = () if self.extra_eigenvalues is None else (self.extra_eigenvalues,)
+        return np.concatenate([self.eigenvalues, *extra])
 
 
 @functools.cache
@@ -156,6 +167,7 @@ def calculate(
     settings: Mapping[str, Mapping[str, Any]],
     mesh: tuple[int, int, int],
     files: Mapping[str, UpfFile],
+    extra: np.ndarray = _NO_POINTS,
 ) -> PwxOutput:
     """Run one calculation on one core, in a folder that exists only meanwhile.
 
@@ -165,6 +177,7 @@ def calculate(
         settings: entries by namelist, in the units of ``pw.x``; files and folders are added here.
         mesh: subdivisions of a k-point mesh that holds Gamma.
         files: pseudopotentials by element.
+        extra: [K', 3], fractional: more k-points for bands, in a second run with the density of the first.
 
     Raises:
         PwxFailure: the calculation has no result.
@@ -175,24 +188,45 @@ def calculate(
         write_input(folder, atoms, settings, mesh, files)
         done = execute(program, folder)
         xml = folder / f"{_PREFIX}.xml"
-        return read(done.stdout, xml.read_bytes() if xml.exists() else None, done.returncode)
+        found = read(done.stdout, xml.read_bytes() if xml.exists() else None, done.returncode)
+        if not len(extra):
+            return found
+        xml.unlink()
+        only_bands = {**settings, "control": {**settings["control"], "calculation": "bands"}}
+        write_input(folder, atoms, only_bands, extra, files)
+        done = execute(program, folder)
+        bands = read_bands(done.stdout, xml.read_bytes() if xml.exists() else None, done.returncode)
+        if bands.shape != (len(extra), found.eigenvalues.shape[1]):
+            raise PwxFailure(Status.ENGINE_ERROR, f"pw.x found bands of shape {bands.shape}", done.stdout)
+        return dataclasses.replace(found, extra_eigenvalues=bands)
 
 
 def write_input(
     folder: Path,
     atoms: Atoms,
     settings: Mapping[str, Mapping[str, Any]],
-    mesh: tuple[int, int, int],
+    kpoints: tuple[int, int, int] | np.ndarray,
     files: Mapping[str, UpfFile],
 ) -> None:
-    """Write the input file, with links to the pseudopotentials beside it: ``pw.x`` would look elsewhere, too."""
+    """Write the input file, with links to the pseudopotentials beside it: ``pw.x`` would look elsewhere, too.
+
+    ``kpoints`` are the subdivisions of a mesh, or a list [K, 3] of points.
+    """
     names = {symbol: f"{symbol}.upf" for symbol in dict.fromkeys(atoms.get_chemical_symbols())}
     for symbol, name in names.items():
+        (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(files[symbol].path.resolve())
     own = {"prefix": _PREFIX, "outdir": "./", "pseudo_dir": "./", "disk_io": "low"}  # others write no XML
     entries = {**settings, "control": {**own, **settings["control"]}}
-    with open(folder / "pw.in", "w", encoding="utf-8") as file:
-        write_espresso_in(file, atoms, entries, pseudopotentials=names, kpts=mesh, crystal_coordinates=True)
+    listed = isinstance(kpoints, np.ndarray)
+    mesh = None if listed else kpoints
+    text = io.StringIO()
+    write_espresso_in(text, atoms, entries, pseudopotentials=names, kpts=mesh, crystal_coordinates=True)
+    content = text.getvalue()
+    if listed:
+        points = "".join(" ".join(f"{x:.12f}" for x in point) + " 1.0\n" for point in kpoints)
+        content = content.replace("K_POINTS gamma\n", f"K_POINTS crystal\n{len(kpoints)}\n{points}")
+    (folder / "pw.in").write_text(content, encoding="utf-8")
 
 
 def execute(program: Program, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -223,17 +257,30 @@ def read(text: str, xml: bytes | None, returncode: int = 0) -> PwxOutput:
         PwxFailure: it found nothing that can be used.
         OSError, MemoryError: the machine is to blame, not the crystal.
     """
-    # A failed SCF ends with JOB DONE too, and with exit status 2; a relaxation that used up its steps with 3.
-    if xml is None or "JOB DONE" not in text or "convergence NOT achieved" in text:
-        raise failure(text, returncode)
-    try:
-        output = _parse(ElementTree.fromstring(xml), text)
-    except (ElementTree.ParseError, ValueError, LookupError, OverflowError) as error:
-        raise PwxFailure(Status.ENGINE_ERROR, f"the XML file of pw.x cannot be read ({error})", text) from error
+    output = _parsed(lambda root: _parse(root, text), text, xml, returncode)
     numbers = [output.energy, output.electrons, output.pressure or 0.0, output.eigenvalues, output.lattice]
     if not all(np.isfinite(value).all() for value in numbers):
         raise PwxFailure(Status.INVALID_RESULT, "pw.x found numbers that are not finite", text)
     return output
+
+
+def read_bands(text: str, xml: bytes | None, returncode: int = 0) -> np.ndarray:
+    """The eigenvalues [K, B] in eV of a calculation of bands; arguments and errors as of :func:`read`."""
+    bands = _parsed(lambda root: _eigenvalues(_child(root, "output/band_structure"))[0], text, xml, returncode)
+    if not np.isfinite(bands).all():
+        raise PwxFailure(Status.INVALID_RESULT, "pw.x found numbers that are not finite", text)
+    return bands
+
+
+def _parsed(parse: Callable[[ElementTree.Element], _T], text: str, xml: bytes | None, returncode: int) -> _T:
+    """What is read from the XML file; raises as :func:`read`."""
+    # A failed SCF ends with JOB DONE too, and with exit status 2; a relaxation that used up its steps with 3.
+    if xml is None or "JOB DONE" not in text or "convergence NOT achieved" in text:
+        raise failure(text, returncode)
+    try:
+        return parse(ElementTree.fromstring(xml))
+    except (ElementTree.ParseError, ValueError, LookupError, OverflowError) as error:
+        raise PwxFailure(Status.ENGINE_ERROR, f"the XML file of pw.x cannot be read ({error})", text) from error
 
 
 def failure(text: str, returncode: int) -> PwxFailure:
@@ -270,18 +317,15 @@ def _parse(root: ElementTree.Element, text: str) -> PwxOutput:
     positions = np.array([_numbers(atom, 3) for atom in structure.iter("atom")])
     if not len(positions) or not abs(np.linalg.det(lattice)) > 0:
         raise ValueError("no atoms, or a flat cell")
-    levels = bands.findall("ks_energies")
     electrons = float(_numbers(_child(bands, "nelec"), 1)[0])
     count = round(electrons) // 2 + 1 if np.isfinite(electrons) else 1
-    eigenvalues, occupations = (
-        np.array([_numbers(_child(level, name)) for level in levels]) for name in ("eigenvalues", "occupations")
-    )
+    eigenvalues, occupations = _eigenvalues(bands)
     if eigenvalues.ndim != 2 or eigenvalues.shape != occupations.shape or eigenvalues.shape[1] < count:
         raise ValueError(f"eigenvalues of shape {eigenvalues.shape}, occupations {occupations.shape}")
     stress = out.find("stress")
     return PwxOutput(
         energy=float(_numbers(_child(out, "total_energy/etot"), 1)[0]) * Hartree,
-        eigenvalues=eigenvalues * Hartree,
+        eigenvalues=eigenvalues,
         occupations=occupations,
         electrons=electrons,
         lattice=lattice * Bohr,
@@ -291,6 +335,15 @@ def _parse(root: ElementTree.Element, text: str) -> PwxOutput:
         ionic_steps=max(len(root.findall("step")), 1),
         relaxed="bfgs converged" in text,
     )
+
+
+def _eigenvalues(bands: ElementTree.Element) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues in eV and occupations, both [K, B] where the file is sound."""
+    levels = bands.findall("ks_energies")
+    eigenvalues, occupations = (
+        np.array([_numbers(_child(level, name)) for level in levels]) for name in ("eigenvalues", "occupations")
+    )
+    return eigenvalues * Hartree, occupations
 
 
 def _child(node: ElementTree.Element, path: str) -> ElementTree.Element:

@@ -12,8 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from crystaljax.dft_bridge.kpoints import IDENTITY, Symmetry
 from crystaljax.dft_bridge.planewave.ewald import EwaldSums, ewald_sums
-from crystaljax.dft_bridge.planewave.kpoints import IDENTITY, Symmetry
 from flax import struct
 
 WAVE_BOX_SHARE = 0.75

@@ -16,8 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.units import Bohr
+from crystaljax.dft_bridge.kpoints import (
+    Symmetry,
+    find_symmetry,
+    half_points,
+    reduce_points,
+    rule_points,
+    special_points,
+)
 from crystaljax.dft_bridge.planewave.basis import Basis, make_basis, nearest_waves
-from crystaljax.dft_bridge.planewave.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points, special_points
 from crystaljax.dft_bridge.planewave.potentials import SpeciesTables, channels_for, species_tables
 from crystaljax.dft_bridge.planewave.pseudopotentials import PseudoSet
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
@@ -49,6 +56,7 @@ class Kind:
         stretch: see :func:`~crystaljax.dft_bridge.planewave.basis.make_basis`.
         light: whether every element has projectors up to l = 2 only.
         settings: of the SCF.
+        rule: for k-points, one of :data:`~crystaljax.dft_bridge.kpoints.RULES`.
     """
 
     lattice: tuple[tuple[float, ...], ...]
@@ -60,6 +68,7 @@ class Kind:
     stretch: float
     light: bool
     settings: ScfSettings
+    rule: str = "cell"
 
     @property
     def symmetry(self) -> Symmetry:
@@ -124,8 +133,9 @@ class Workbench:
         if _memory_maps() > _MOST_MAPS:
             jax.clear_caches()
         symmetry = kind.symmetry
-        points = reduce_points(mesh_points(kind.mesh, kind.shift), symmetry)
-        basis = make_basis(np.array(kind.lattice) / Bohr, kind.cutoff, *points, symmetry, kind.stretch)
+        lattice = np.array(kind.lattice)
+        points = reduce_points(rule_points(kind.rule, lattice, kind.mesh, kind.shift), symmetry)
+        basis = make_basis(lattice / Bohr, kind.cutoff, *points, symmetry, kind.stretch)
         tables, lanes = self._tables(kind.light)[1], self.lanes
         if lanes is None:
             memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", 0)
@@ -134,9 +144,10 @@ class Workbench:
 
     def _special(self, kind: Kind) -> ExtraPoints:
         """Plane waves at the special points of a kind; their weights mean nothing."""
-        symmetry = kind.symmetry
-        points, weights = reduce_points(special_points(), symmetry)
-        basis = make_basis(np.array(kind.lattice) / Bohr, kind.cutoff, points, weights, symmetry, kind.stretch)
+        symmetry, lattice = kind.symmetry, np.array(kind.lattice)
+        chosen = special_points(lattice) if kind.rule == "lattice" else half_points()
+        points, weights = reduce_points(chosen, symmetry)
+        basis = make_basis(lattice / Bohr, kind.cutoff, points, weights, symmetry, kind.stretch)
         mesh = self.solver(kind).basis
         # The largest arrays, and the same in both: how the symmetry turns the density.
         shared = {name: getattr(mesh, name) for name in ("images", "image_signs", "image_phases")}
