@@ -74,7 +74,7 @@ def make(bridge: Bridge, preset: str, skeleton: Skeleton, property_name: str) ->
         _entry(tables.symbols_of(numbers), result, property_name)
         for numbers, result in zip(labelings, results, strict=True)
     )
-    return tables.Table(property_name, skeleton, SMALL, entries, origin(bridge, preset, calculated))
+    return tables.Table(property_name, skeleton, SMALL, entries, origin(bridge, preset, calculated, skeleton))
 
 
 def evaluate(bridge: Bridge, requests: list[Request], what: str) -> list[Result]:
@@ -89,9 +89,9 @@ def evaluate(bridge: Bridge, requests: list[Request], what: str) -> list[Result]
     return [found[ticket] for ticket in tickets]
 
 
-def origin(bridge: Bridge, preset: str, calculated: str) -> dict[str, Any]:
+def origin(bridge: Bridge, preset: str, calculated: str, skeleton: Skeleton) -> dict[str, Any]:
     """Where the numbers come from."""
-    settings = bridge.engine.fingerprint(calculated)
+    settings = bridge.engine.fingerprint_of(skeleton.lattice, skeleton.frac_coords, calculated)
     versions = {"crystaljax": metadata.version("crystaljax"), "jax": jax.__version__}
     return {"engine": bridge.engine.name, "preset": preset, "calculated_as": calculated} | {
         "versions": versions,

@@ -322,6 +322,16 @@ def oriented(lattice: np.ndarray, frac_coords: np.ndarray, numbers: Sequence[int
     return np.asarray(lattice) @ dataset.std_rotation_matrix.T
 
 
+def key_of(job: PwxJob) -> str:
+    """Under which name a job's result is kept: a hash of its input file and of its pseudopotentials."""
+    return hashlib.sha256(json.dumps([input_text(job), _hashes(job)]).encode()).hexdigest()[:24]
+
+
+def _hashes(job: PwxJob) -> dict[str, str]:
+    """SHA-256 of each element's pseudopotential."""
+    return {s: hashlib.sha256((job.folder / f"{s}.upf").read_bytes()).hexdigest() for s in job.species}
+
+
 def run(job: PwxJob, cache: Path | None = None) -> PwxResult:
     """The result of a job, from the cache if it is there.
 
@@ -336,10 +346,8 @@ def run(job: PwxJob, cache: Path | None = None) -> PwxResult:
         PwxError: ``pw.x`` is missing, stopped with an error, or missed symmetry of the lattice. Nothing is cached then.
     """
     cache = CACHE / "pwx" if cache is None else Path(cache)
-    text = input_text(job)
-    hashes = {s: hashlib.sha256((job.folder / f"{s}.upf").read_bytes()).hexdigest() for s in job.species}
-    key = hashlib.sha256(json.dumps([text, hashes]).encode()).hexdigest()[:24]
-    path = cache / f"{key}.json"
+    text, hashes = input_text(job), _hashes(job)
+    path = cache / f"{key_of(job)}.json"
     if not path.exists():
         result = _calculate(job, text)
         expected = len(_operations(job.lattice, np.zeros((1, 3)), [1])["rotations"])

@@ -25,7 +25,7 @@ from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
 from crystaljax.dft_bridge.engines.checks import density_of
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
-from crystaljax.dft_bridge.kpoints import find_symmetry, mesh_points, reduce_points, special_points
+from crystaljax.dft_bridge.kpoints import Sampling, find_symmetry, reduce_points
 
 from benchmarks.dft_cases import bands
 from benchmarks.pwx import PwxJob, PwxResult, electrons, oriented, run
@@ -42,19 +42,25 @@ METAL = 0.01
 def job(table: Table, entry: Entry) -> PwxJob:
     """The SCF of an entry at the given cell, as its table and its details describe it."""
     settings, skeleton = table.origin["settings"], table.skeleton
-    mesh = tuple(entry.details["kpoints"])
-    shift = tuple(int(settings["shifted"] and n > 1) for n in mesh)
+    rule, calculated = settings.get("sampling", {}), table.origin["calculated_as"]
+    sampling = Sampling(
+        rule.get("rule", "cell"),
+        settings[f"{calculated}_kppa"],
+        rule.get("length", 0.0),
+        shifted=settings["shifted"],
+        special=settings.get("special_points", False),
+    )
     numbers = np.array([atomic_numbers[symbol] for symbol in entry.elements])
     lattice = oriented(skeleton.lattice, skeleton.frac_coords, np.ones(skeleton.n_sites, dtype=int))
     # The engine's own points: a shifted mesh on a centred lattice lacks some symmetry, which the density gets back.
     symmetry = find_symmetry(skeleton.lattice, skeleton.frac_coords, numbers)
-    kpoints, weights = reduce_points(mesh_points(mesh, shift), symmetry)
+    kpoints, weights = reduce_points(sampling.points(skeleton.lattice, skeleton.n_sites), symmetry)
     if len(kpoints) != entry.details["irreducible_kpoints"]:
         raise RuntimeError(f"{len(kpoints)} k-points, but the entry had {entry.details['irreducible_kpoints']}")
-    if settings.get("special_points"):
-        special, _ = reduce_points(special_points(), symmetry)
+    if sampling.special:
+        special, _ = reduce_points(sampling.special_points(skeleton.lattice), symmetry)
         kpoints, weights = np.concatenate([kpoints, special]), np.concatenate([weights, np.zeros(len(special))])
-    width = settings[f"{table.origin['calculated_as']}_width"]
+    width = settings[f"{calculated}_width"]
     return PwxJob(
         lattice=lattice,
         frac_coords=skeleton.frac_coords,

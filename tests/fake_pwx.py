@@ -60,14 +60,19 @@ NOT_CONVERGED = "     convergence NOT achieved after  60 iterations: stopping\n 
 def program(path: Path, body: str) -> str:
     """The command of an executable that says its version and, given an input file, runs the lines of ``body``.
 
-    They find ``text`` and ``xml``, and ``source``, the input file's content.
+    They find ``text`` and ``xml``, and ``source``, the input file's content. For a calculation of bands ``xml`` has the
+    levels of its first k-point at each of those that the input lists.
     """
     lines = [
         f"#!{sys.executable}",
-        "import os, pathlib, signal, sys, time",
+        "import os, pathlib, re, signal, sys, time",
         f"text, xml = {TEXT!r}, {XML!r}",
         "if len(sys.argv) < 3: sys.exit(print(text))",
         "source = pathlib.Path(sys.argv[2]).read_text()",
+        "listed = source.partition('K_POINTS crystal\\n')[2].split('\\n')[0]",
+        "first, *others = re.findall(r'<ks_energies>.*?</ks_energies>', xml, re.DOTALL)",
+        "for other in others if listed else []: xml = xml.replace(other, '')",
+        "if listed: xml = xml.replace(first, first * int(listed))",
         body,
     ]
     path.write_text("\n".join(lines))

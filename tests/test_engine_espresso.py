@@ -110,6 +110,8 @@ def test_fingerprint_holds_what_changes_the_number_and_nothing_else(fake, folder
 
 def test_every_setting_is_in_some_fingerprint(fake):
     settings = {field.name for field in dataclasses.fields(EspressoEngine)} - {"name", "command", "pseudopotentials"}
+    assert fake().fingerprint("density")["sampling"] == {"rule": "lattice", "length": 7.5}
+    settings -= {"kpoint_length"}
     assert settings <= set().union(*(fake().fingerprint(name) for name in PROPERTIES))
 
 
@@ -482,6 +484,11 @@ def pseudopotentials() -> str:
 
 
 needs_pwx = pytest.mark.skipif(shutil.which("pw.x") is None, reason="pw.x is not installed (Debian: quantum-espresso)")
+GRAPHENE = Crystal(
+    np.array([[1, 0, 0], [-0.5, np.sqrt(0.75), 0], [0, 0, 1]]) * [2.46, 2.46, 7.6],
+    np.array([[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]]),
+    np.array([6, 6]),
+)
 CHEAP = {f"{name}_{what}": value for name in PROPERTIES for what, value in (("cutoff", 28.0), ("kppa", 20.0))}
 
 
@@ -508,6 +515,16 @@ class TestPwx:
         for result in (gap, modulus, density):
             json.dumps(result.details, allow_nan=False)
             assert result.details["valence_electrons"] == 8 and result.seconds > 0
+
+    def test_bands_touch_at_the_corner_of_a_hexagonal_zone(self, real):
+        """Graphene, in two cells, on a mesh of 4 x 4 without K, on which alone it has a gap of 2 eV."""
+        other, engine = np.array([[1, 0, 0], [2, 1, 0], [0, 1, 1]]), real(kpoint_length=7.5)
+        skewed = Crystal(other @ GRAPHENE.lattice, GRAPHENE.frac_coords @ np.linalg.inv(other), GRAPHENE.numbers)
+        found = [engine.compute(crystal, "band_gap") for crystal in (GRAPHENE, skewed)]
+        assert all(result.details["direct_gap"] < 1e-3 and result.value < 0.02 for result in found)
+        assert sorted(found[0].details["kpoints"]) == sorted(found[1].details["kpoints"]) == [2, 4, 4]
+        assert found[0].details["homo"] == pytest.approx(found[1].details["homo"], abs=1e-3)
+        assert real(sampling="cell", band_gap_kppa=40.0).compute(GRAPHENE, "band_gap").value > 1.0
 
     def test_too_few_steps_climb_the_ladder(self, real):
         failed = real(max_scf_iterations=2, ladder=()).compute(SILICON, "band_gap")
@@ -568,7 +585,7 @@ def test_three_engines_agree_on_silicon(pseudopotentials, tmp_path, name, same, 
     engines = [
         make_engine("espresso", "crystalgym", dual=4.0, **folder, **{cutoff: 28.0, f"{name}_kppa": 20.0}),
         make_engine("planewave", "crystalgym", **folder, **{cutoff: 14.0, f"{name}_kppa": 20.0}),
-        make_engine("gpaw", **{cutoff: 300.0, f"{name}_kppa": 20.0}),
+        make_engine("gpaw", sampling="cell", **{cutoff: 300.0, f"{name}_kppa": 20.0}),
     ]
     results = [engine.compute(SILICON, name) for engine in engines]
     assert [result.status for result in results] == [Status.OK] * 3

@@ -25,8 +25,6 @@ from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 from crystaljax.dft_bridge.engines.gpaw import PRESETS, RUNGS, GpawEngine
 from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
 from crystaljax.dft_bridge.ladder import names_of
-from pymatgen.core import Structure
-from pymatgen.io.vasp.inputs import Kpoints
 
 from crystaljax.elements import LARGE
 from crystaljax.status import Status
@@ -100,7 +98,8 @@ def test_fingerprint_follows_the_settings_of_its_property_only():
 
 
 def test_every_setting_is_in_some_fingerprint():
-    settings = {field.name for field in dataclasses.fields(GpawEngine)} - {"name"}
+    settings = {field.name for field in dataclasses.fields(GpawEngine)} - {"name", "kpoint_length"}
+    assert GpawEngine().fingerprint("density")["sampling"] == {"rule": "lattice", "length": 12.0}
     assert settings <= set().union(*(GpawEngine().fingerprint(name) for name in PROPERTIES))
     assert "ladder" not in GpawEngine(ladder=()).fingerprint("density")
 
@@ -165,19 +164,9 @@ def test_random_elements_on_a_perovskite_are_not_too_close():
 # k-points
 
 
-@pytest.mark.parametrize("kppa", [40.0, 300.0, 1000.0])
-@pytest.mark.parametrize("lengths", [(4.0, 4.0, 4.0), (3.9, 3.9, 7.8), (3.0, 5.0, 11.0), (12.0, 12.0, 12.0)])
-def test_mesh_is_pymatgens_made_even(kppa: float, lengths: tuple[float, float, float]):
-    structure = Structure(np.diag(lengths), ["Si"] * 2, [[0, 0, 0], [0.4, 0.5, 0.5]])
-    (expected,) = Kpoints.automatic_density(structure, kppa).kpts
-    mesh = module.kpoint_mesh(np.diag(lengths), 2, kppa)
-    assert mesh == tuple(n + n % 2 for n in expected)
-    assert all(n >= 2 and n % 2 == 0 for n in mesh)
-
-
 def test_meshes_of_the_presets():
-    assert module.kpoint_mesh(np.eye(3) * 4.2, 5, PRESETS["fast"]["band_gap_kppa"]) == (2, 2, 2)
-    assert module.kpoint_mesh(np.eye(3) * 4.2, 5, PRESETS["standard"]["band_gap_kppa"]) == (6, 6, 6)
+    assert GpawEngine.preset("fast").sampling_of("band_gap").mesh(np.eye(3) * 4.2, 5)[0] == (2, 2, 2)
+    assert GpawEngine.preset("standard").sampling_of("band_gap").mesh(np.eye(3) * 4.2, 5)[0] == (6, 6, 6)
 
 
 # Equation of state
@@ -230,6 +219,15 @@ def test_a_metal_has_no_gap_and_keeps_the_raw_number():
     result = SKETCHY.compute(simple("Mg", "bcc", 3.5), "band_gap")
     assert result.status == Status.OK
     assert result.value == 0.0 and result.details["raw_gap"] < 0
+
+
+def test_bands_touch_at_the_corner_of_a_hexagonal_zone():
+    """Graphene on a mesh of 4 x 4 without K, on which alone it has a gap of 2 eV."""
+    lattice = np.array([[1, 0, 0], [-0.5, np.sqrt(0.75), 0], [0, 0, 1]]) * [2.46, 2.46, 7.6]
+    graphene = Crystal(lattice, np.array([[1 / 3, 2 / 3, 0.5], [2 / 3, 1 / 3, 0.5]]), np.array([6, 6]))
+    result = SKETCHY.compute(graphene, "band_gap")
+    assert result.details["kpoints"] == [4, 4, 2]
+    assert result.value < 0.02 and result.details["direct_gap"] < 1e-3
 
 
 def test_too_few_iterations_are_a_result():

@@ -1001,6 +1001,7 @@ def test_refuses_unknown_settings(setting):
 CHANGED = {
     "functional": "LDA",
     **{f"{name}_{what}": 17.0 for name in PROPERTIES for what in ("cutoff", "kppa", "width")},
+    "sampling": "lattice",
     "shifted": False,
     "special_points": False,
     "symmetry": "crystal",
@@ -1024,7 +1025,7 @@ CHANGED = {
 
 
 def test_fingerprint_follows_every_setting_of_its_property():
-    others = {"name", "batch", "pseudopotentials"}
+    others = {"name", "batch", "pseudopotentials", "kpoint_length"}
     assert set(CHANGED) | others == {field.name for field in dataclasses.fields(PlanewaveEngine)}
     before = {name: ENGINE.fingerprint(name) for name in PROPERTIES}
     assert json.loads(json.dumps(before)) == before
@@ -1045,6 +1046,10 @@ def test_fingerprint_follows_every_setting_of_its_property():
             differs = changed.fingerprint(name) != before[name]
             assert differs == (belongs in (None, name)), (setting, name)
     assert {name: dataclasses.replace(ENGINE, batch=5).fingerprint(name) for name in PROPERTIES} == before
+    by_lattice = dataclasses.replace(ENGINE, sampling="lattice")
+    for name in PROPERTIES:  # a length that counts for the lattice only
+        assert dataclasses.replace(ENGINE, kpoint_length=9.0).fingerprint(name) == before[name]
+        assert dataclasses.replace(by_lattice, kpoint_length=9.0).fingerprint(name) != by_lattice.fingerprint(name)
     smearing = dataclasses.replace(ENGINE, ladder=("smearing",), density_width=0.0)
     assert {name for name in PROPERTIES if "ladder" in smearing.fingerprint(name)} == {"density"}
 
