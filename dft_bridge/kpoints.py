@@ -128,7 +128,7 @@ def mesh_of_lattice(
     steps, that one is taken whose points have the fewest stars under the lattice's symmetry, which is its cost, and
     among equals the one with the smallest error for a function that decays with a length of 2 Å. In cubic lattices
     this is Monkhorst and Pack's mesh (Phys. Rev. B 13, 5188 (1976)); in the planes of a hexagonal one mostly a mesh
-    around Gamma. A mesh of 1 is never left at Gamma.
+    around Gamma. A shifted mesh of 1 is not left at Gamma.
 
     Args:
         lattice: [3, 3] Å, rows are shortest vectors.
@@ -271,9 +271,7 @@ class Sampling:
         symmetry, special = find_symmetry(lattice, frac_coords, colours), self.special_points(lattice)
         if not len(special):
             return special
-        mesh = {name.tobytes() for name in _stars(self.points(lattice, len(frac_coords)), symmetry.rotations)}
-        lacking = [name.tobytes() not in mesh for name in _stars(special, symmetry.rotations)]
-        return reduce_points(special[lacking], symmetry)[0]
+        return reduce_points(_beyond(special, self.points(lattice, len(frac_coords))), symmetry)[0]
 
     def same_points(self, other: Sampling, lattice: np.ndarray, frac_coords: np.ndarray) -> bool:
         """Whether this sampling and another come to the same stars of k-points, whatever elements the crystal has.
@@ -287,19 +285,13 @@ class Sampling:
         if sorted(self.mesh(lattice, sites)[0]) != sorted(other.mesh(lattice, sites)[0]):
             return False
         rotations = find_symmetry(lattice, frac_coords, range(sites)).rotations
-
-        def stars(sampling: Sampling, cell: np.ndarray) -> tuple[dict[bytes, int], set[bytes]]:
-            back = np.linalg.inv(cell).T
-            mesh = _stars(sampling.points(cell @ lattice, sites) @ back, rotations)
-            special = _stars(sampling.special_points(cell @ lattice) @ back, rotations)
-            names, counts = np.unique(mesh, axis=0, return_counts=True)
-            shares = {
-                name.tobytes(): round(720_720 * int(n) / len(mesh)) for name, n in zip(names, counts, strict=True)
-            }
-            return shares, {name.tobytes() for name in special} - set(shares)
-
-        mine = stars(self, np.eye(3))
-        return any(stars(other, cell) == mine for cell in _frames(lattice))
+        mesh, special = self.points(lattice, sites), self.special_points(lattice)
+        for cell in _frames(lattice):
+            inverse = np.linalg.inv(cell).T
+            if _alike(mesh, other.points(cell @ lattice, sites) @ inverse, rotations):
+                there = other.special_points(cell @ lattice) @ inverse
+                return _alike(_beyond(special, mesh), _beyond(there, mesh), rotations)
+        return False
 
 
 def reduce_points(points: np.ndarray, symmetry: Symmetry) -> tuple[np.ndarray, np.ndarray]:
@@ -343,6 +335,23 @@ def _stars(points: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     names = _names((points @ both).reshape(-1, 3)).reshape(len(both), -1, 3)
     order = (names @ np.array([10**12, 10**6, 1])).argmin(axis=0)
     return names[order, np.arange(len(points))]
+
+
+def _beyond(points: np.ndarray, mesh: np.ndarray) -> np.ndarray:
+    """Those points [n, 3] that a mesh [m, 3] with the symmetry of the lattice lacks."""
+    held = {name.tobytes() for name in _names(mesh)}
+    return points[[name.tobytes() not in held for name in _names(points)]]
+
+
+def _alike(one: np.ndarray, other: np.ndarray, rotations: np.ndarray) -> bool:
+    """Whether points [n, 3] and points [m, 3] are of the same stars, with the same shares."""
+    if len(one) == len(other) and np.array_equal(*(np.unique(_names(points), axis=0) for points in (one, other))):
+        return True
+    if not len(one) or not len(other):
+        return False
+    stars = [np.unique(_stars(points, rotations), axis=0, return_counts=True) for points in (one, other)]
+    (names, counts), (other_names, other_counts) = stars
+    return np.array_equal(names, other_names) and np.array_equal(counts * len(other), other_counts * len(one))
 
 
 def _symmetric_size(size: np.ndarray, rotations: np.ndarray) -> np.ndarray:
