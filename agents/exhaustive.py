@@ -79,8 +79,14 @@ def all_designs(env: CrystalEnv, most: int) -> Designs:
 
     if env.mode != "orbit":  # counted without listing
         refuse(sum(count_distinct(skeleton.permutations, env.num_actions) for skeleton in env.skeletons))
+    designs = list_designs(env)
+    refuse(len(designs.skeleton))
+    return designs
+
+
+def list_designs(env: CrystalEnv) -> Designs:
+    """Every distinct crystal of an environment once, leaves [D, ...] on the host, however many there are."""
     found = [distinct_genes(env, skeleton) for skeleton in env.skeletons]
-    refuse(sum(map(len, found)))
     genes = [np.pad(rows, ((0, 0), (0, env.max_sites - rows.shape[1]))) for rows in found]
     skeleton = np.repeat(np.arange(len(found), dtype=np.int32), [len(rows) for rows in found])
     return Designs(np.concatenate(genes), skeleton)

@@ -10,7 +10,8 @@ import dataclasses
 import sys
 from typing import Any
 
-POSITIVE = ("learning_rate", "alpha", "max_gradient", "clone_rate")
+FIRST_BATCHES = ("random", "neutral")
+POSITIVE = ("learning_rate", "alpha", "max_gradient", "clone_rate", "mean_weight")
 FRACTIONS = (
     *("discount", "trace", "exploration", "final_epsilon", "priority_exponent", "importance", "smoothing"),
     *("crossover", "mutation", "seeding"),
@@ -56,6 +57,8 @@ class AlgorithmConfig:
                 raise ValueError(f"{name} is {value}; give at least 1")
             if isinstance(value, int) and value > LARGEST:
                 raise ValueError(f"{name} is {value}; give at most {LARGEST}")
+            if name == "first_batch" and value not in FIRST_BATCHES:
+                raise ValueError(f"first_batch is {value!r}; give one of {', '.join(FIRST_BATCHES)}")
             if name in POSITIVE and value <= 0:
                 raise ValueError(f"{name} {value} is not positive")
             if name in FRACTIONS and not 0 <= value <= 1:
@@ -129,6 +132,29 @@ class BayesianConfig(SearchConfig):
     lanes: int = 8
     startup: int = 32
     candidates: int = 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NeutralConfig(SearchConfig):
+    """Random search without repeats that draws every charge-neutral formula before any other: the baseline to beat."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianProcessConfig(SearchConfig):
+    """Bayesian optimisation on the value of crystals, by Gaussian processes (scikit-learn).
+
+    Attributes:
+        first_batch: crystals before the model has seen any value: neutral (formulas that common oxidation states
+            balance come first) or random.
+        mean_weight: weight of the expected reward beside the expected improvement.
+        listed: crystals up to which all are weighed; where there are more, local search finds the best.
+        shortlist: best crystals by themselves among which a batch is chosen together.
+    """
+
+    first_batch: str = "neutral"
+    mean_weight: float = 0.02
+    listed: int = 100_000
+    shortlist: int = 256
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,6 +360,8 @@ ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
     "rainbow": RainbowConfig,
     "sac": SACConfig,
     "random": RandomConfig,
+    "random-neutral": NeutralConfig,
+    "gp": GaussianProcessConfig,
     "ga": GeneticConfig,
     "annealing": AnnealingConfig,
     "bo": BayesianConfig,

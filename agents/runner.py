@@ -26,6 +26,7 @@ from crystaljax.agents.config import RunConfig
 from crystaljax.agents.display import Display
 from crystaljax.agents.dqn import make_dqn
 from crystaljax.agents.exhaustive import make_exhaustive
+from crystaljax.agents.gaussian_process import make_gaussian_process, make_random_neutral
 from crystaljax.agents.genetic import make_genetic
 from crystaljax.agents.hybrid import make_hybrid
 from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig, ReplayConfig
@@ -60,6 +61,8 @@ MAKERS: dict[type[AlgorithmConfig], Callable[..., Agent]] = {
     ALGORITHMS["rainbow"]: make_rainbow,
     ALGORITHMS["sac"]: make_sac,
     ALGORITHMS["random"]: make_random_search,
+    ALGORITHMS["random-neutral"]: make_random_neutral,
+    ALGORITHMS["gp"]: make_gaussian_process,
     ALGORITHMS["ga"]: make_genetic,
     ALGORITHMS["annealing"]: make_annealing,
     ALGORITHMS["bo"]: make_bayesian,

@@ -1,0 +1,285 @@
+"""A model of a property over crystals, and what a crystal may earn by it: two exact Gaussian processes, by scikit-learn.
+
+Composite Bayesian optimisation (Astudillo and Frazier 2019): the *value* is modelled and the reward composed from its
+distribution. A reward is a bad thing to model: it is flat far from its target, and the same on both sides of it. One
+process tells crystals with a value worth the name from failures and metals (regression on labels +1 and -1), the other
+gives the value where there is one. Hyperparameters are those of the largest evidence, with a wide prior.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import ndimage, optimize, stats
+from scipy.linalg import cho_solve, solve_triangular
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
+
+BOUNDS = np.log([[0.05, 5.0]] * 2 + [[0.3, 10.0]] * 5 + [[0.03, 1.0]])
+"""Of the logarithms of the hyperparameters; see :class:`CrystalKernel`."""
+START = np.log([0.7, 0.7, 1.0, 2.0, 1.0, 1.0, 2.0, 0.1])
+"""Hyperparameters before there is enough to choose them by."""
+ITERATIONS = 12
+"""Of L-BFGS in a choice of hyperparameters; the next choice begins where it ended."""
+PRIOR_WIDTH = 1.0
+"""Standard deviation of the log-normal prior of hyperparameters around START: few crystals determine none of them."""
+GRID = 2048
+"""Points on which a curve of rewards is known."""
+WIDTHS = 40
+"""Standard deviations for which its expectations are tabulated."""
+
+
+class CrystalKernel(Kernel):
+    """What two crystals have in common; for the features of :class:`crystaljax.agents.chemistry.Features`.
+
+    A sum of two squared exponentials and noise: one of *balance* and *composition*, across skeletons; one of *balance*,
+    *sites* and *elements*, of crystals on the same skeleton.
+
+    ``theta`` [8] are logarithms: amplitudes (standard deviations) of the two, length scales of balance and composition
+    in the first and of balance, sites and elements in the second, and the standard deviation of the noise.
+    """
+
+    PARTS = ((0, 1), (0, 2, 3))
+    """Blocks of features in each of the two parts."""
+
+    def __init__(self, slices: Sequence[slice], theta: np.ndarray = START):
+        self.slices = slices
+        self.theta = np.asarray(theta, float)
+
+    @property
+    def theta(self) -> np.ndarray:
+        return self._theta
+
+    @theta.setter
+    def theta(self, theta: np.ndarray) -> None:
+        self._theta = np.asarray(theta, float)
+
+    @property
+    def bounds(self) -> np.ndarray:
+        return BOUNDS
+
+    @property
+    def hyperparameters(self) -> list[Hyperparameter]:
+        return [Hyperparameter("theta", "numeric", np.exp(BOUNDS), len(BOUNDS))]
+
+    @property
+    def noise(self) -> float:
+        """Variance of the noise."""
+        return float(np.exp(2 * self.theta[-1]))
+
+    def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
+        """Covariances [n, m]; with ``Y`` missing those of noisy observations of ``X``, and their gradient [n, n, 8]."""
+        amplitudes, lengths = np.exp(2 * self.theta[:2]), np.exp(-2 * self.theta[2:7])
+        other = X if Y is None else Y
+        distances = {block: _squared_distances(X[:, s], other[:, s]) for block, s in enumerate(self.slices[:4])}
+        same = X[:, self.slices[4]] @ other[:, self.slices[4]].T
+        kernels, gradients, place = [], [], 0
+        for part, blocks in enumerate(self.PARTS):
+            scaled = [distances[block] * lengths[place + i] for i, block in enumerate(blocks)]
+            kernel = amplitudes[part] * np.exp(-0.5 * sum(scaled))
+            if part:
+                kernel *= same
+            kernels.append(kernel)
+            gradients += [kernel * one for one in scaled] if eval_gradient else []
+            place += len(blocks)
+        total = kernels[0] + kernels[1]
+        if Y is None:
+            total[np.diag_indices_from(total)] += self.noise
+        if not eval_gradient:
+            return total
+        noise = 2 * self.noise * np.eye(len(X))
+        return total, np.stack([2 * kernels[0], 2 * kernels[1], *gradients, noise], axis=-1)
+
+    def diag(self, X: np.ndarray) -> np.ndarray:
+        """Variances without noise, float64 [n]."""
+        return np.full(len(X), np.exp(2 * self.theta[:2]).sum())
+
+    def is_stationary(self) -> bool:
+        return True
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        return {"slices": self.slices, "theta": self.theta}
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
+    return np.maximum(squares, 0.0)
+
+
+def _by_evidence(objective: Any, start: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
+    """scikit-learn's optimiser hook: a few steps of L-BFGS, from where the last choice ended."""
+
+    def penalised(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, gradient = objective(theta)
+        off = (theta - START) / PRIOR_WIDTH
+        return value + 0.5 * off @ off, gradient + off / PRIOR_WIDTH
+
+    found = optimize.minimize(
+        penalised, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": ITERATIONS}
+    )
+    return found.x, found.fun
+
+
+class Posterior(NamedTuple):
+    """Of a Gaussian process at C crystals: mean [C] and covariance [C, C], without noise, and the noise's variance."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    noise: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A Gaussian process that has seen data: its kernel, training features [n, F], Cholesky factor and weights."""
+
+    kernel: CrystalKernel
+    seen: np.ndarray
+    factor: np.ndarray
+    weights: np.ndarray
+    evidence: float
+
+    @classmethod
+    def fit(cls, features: np.ndarray, targets: np.ndarray, kernel: CrystalKernel, choose: bool) -> Process:
+        """The process given targets [n] of mean about 0 and variance about 1; ``choose`` hyperparameters or keep them."""
+        model = GaussianProcessRegressor(kernel, alpha=1e-10, optimizer=_by_evidence if choose else None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a hyperparameter at its bound is fine
+            model.fit(features, targets)
+        return cls(model.kernel_, features, model.L_, model.alpha_, model.log_marginal_likelihood_value_)
+
+    def marginals(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of crystals [C, F], without noise."""
+        cross = self.kernel(features, self.seen)
+        mean = cross @ self.weights
+        reduced = solve_triangular(self.factor, cross.T, lower=True, overwrite_b=True, check_finite=False)
+        variance = self.kernel.diag(features) - np.einsum("ij,ij->j", reduced, reduced)
+        return mean, np.sqrt(np.maximum(variance, 1e-9))
+
+    def joint(self, features: np.ndarray) -> Posterior:
+        """At crystals [C, F] together."""
+        cross = self.kernel(features, self.seen)
+        covariance = self.kernel(features, features) - cross @ cho_solve((self.factor, True), cross.T)
+        return Posterior(cross @ self.weights, covariance, self.kernel.noise)
+
+
+class Expectation:
+    """The expectation of a curve g(v) for Gaussian v, from a table over mean and standard deviation."""
+
+    def __init__(self, grid: np.ndarray, curve: np.ndarray):
+        """``grid``: evenly spaced values [G] that leave room on both sides; ``curve``: g there."""
+        step = grid[1] - grid[0]
+        self._low, self._step = grid[0], step
+        self._widths = np.log(np.geomspace(step / 4, grid[-1] - grid[0], WIDTHS))
+        padded = np.pad(curve, len(curve), mode="edge")
+        frequencies = 2 * np.pi * np.fft.rfftfreq(len(padded), step)
+        damping = np.exp(-0.5 * (frequencies * np.exp(self._widths)[:, None]) ** 2)
+        smooth = np.fft.irfft(np.fft.rfft(padded) * damping, len(padded))
+        self._table = smooth[:, len(curve) : 2 * len(curve)]
+
+    def __call__(self, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+        """Float64, shape of ``mean``."""
+        width = (np.log(np.maximum(deviation, 1e-12)) - self._widths[0]) / (self._widths[1] - self._widths[0])
+        at = np.stack([np.clip(width, 0, None), (mean - self._low) / self._step])
+        return ndimage.map_coordinates(self._table, at, order=1, mode="nearest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """What is known: features [n, F], values [n] (NaN where there is none) and rewards [n]."""
+
+    features: np.ndarray
+    values: np.ndarray
+    rewards: np.ndarray
+
+
+class Surrogate:
+    """Scores crystals by expected improvement plus a little of the expected reward."""
+
+    def __init__(
+        self,
+        known: Observations,
+        slices: Sequence[slice],
+        theta: np.ndarray,
+        choose: bool,
+        *,
+        point_mass: float,
+        target: float,
+        grid: np.ndarray,
+        curve: np.ndarray,
+        best: float,
+        mean_weight: float,
+    ):
+        """
+        Args:
+            known: all outcomes that tell something, at least one.
+            slices: of the features' blocks.
+            theta: hyperparameters [2, 8] of the two processes, from which to start.
+            choose: whether to choose hyperparameters by the evidence.
+            point_mass: a value up to here is like none: metals have no gap.
+            target: where values are expected before there are any.
+            grid, curve: rewards of values.
+            best: reward to improve on.
+            mean_weight: weight of the expected reward.
+        """
+        with np.errstate(invalid="ignore"):
+            alive = np.isfinite(known.values) & (known.values > point_mass)
+        self._has_both = 0 < alive.sum() < len(alive)
+        self._share = (alive.sum() + 0.5) / (len(alive) + 1.0)
+        labels = np.where(alive, 1.0, -1.0)
+        enough = choose and min(alive.sum(), (~alive).sum()) >= 3
+        self._label = labels.mean()
+        self._class = Process.fit(known.features, labels - self._label, CrystalKernel(slices, theta[0]), enough)
+        values = known.values[alive]
+        guess = max(abs(target) / 2, 1e-6)
+        self._scale = max(values.std(), 0.1 * guess) if len(values) >= 4 else guess
+        self._center = values.mean() if len(values) else target
+        process = CrystalKernel(slices, theta[1])
+        where = known.features[alive] if len(values) else known.features[:1]
+        targets = (values - self._center) / self._scale if len(values) else np.zeros(1)
+        self._value = Process.fit(where, targets, process, choose and len(values) >= 6)
+        self.theta = np.stack([self._class.kernel.theta, self._value.kernel.theta])
+        improvement = np.maximum(curve - best, 0.0) + mean_weight * curve
+        self._expected = Expectation(grid, improvement)
+        dead = known.rewards[~alive]
+        self._dead = float(np.mean(np.maximum(dead - best, 0.0) + mean_weight * dead)) if len(dead) else 0.0
+
+    def _compose(self, label: np.ndarray, label_deviation: np.ndarray, value: np.ndarray, deviation: np.ndarray) -> Any:
+        spread = np.sqrt(label_deviation**2 + self._class.kernel.noise)
+        alive = stats.norm.cdf((label + self._label) / spread) if self._has_both else self._share
+        worth = self._expected(self._center + self._scale * value, self._scale * deviation)
+        return alive * worth + (1 - alive) * self._dead
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Of crystals [C, F], each by itself."""
+        return self._compose(*self._class.marginals(features), *self._value.marginals(features))
+
+    def batch(self, features: np.ndarray, size: int, pending: np.ndarray) -> list[int]:
+        """Rows of ``size`` crystals of [C, F], one by one, as if what was chosen had come out as expected (GP-BUCB).
+
+        ``pending`` crystals [K, F] are treated as chosen already.
+        """
+        everyone = np.concatenate([features, pending])
+        label, value = (process.joint(everyone) for process in (self._class, self._value))
+        covariances = [label.covariance, value.covariance]
+        available = np.arange(len(everyone)) < len(features)
+
+        def settle(row: int) -> None:
+            for covariance, noise in zip(covariances, (label.noise, value.noise), strict=True):
+                column = covariance[:, row].copy()
+                covariance -= np.outer(column, column / (column[row] + noise))
+
+        for row in range(len(features), len(everyone)):
+            settle(row)
+        chosen = []
+        for _ in range(min(size, len(features))):
+            deviations = [np.sqrt(np.maximum(np.diag(covariance), 1e-9)) for covariance in covariances]
+            scores = self._compose(label.mean, deviations[0], value.mean, deviations[1])
+            chosen.append(int(np.argmax(np.where(available, scores, -np.inf))))
+            available[chosen[-1]] = False
+            settle(chosen[-1])
+        return chosen
