@@ -42,7 +42,7 @@ def oxidation_states() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def descriptors() -> np.ndarray:
-    """float64 [119, 5]: Pauling electronegativity, atomic radius (Å), valence electrons, group and row by atomic number.
+    """float64 [119, 5]: Pauling electronegativity, atomic radius (Å), valence electrons, group, row; by atomic number.
 
     Pymatgen's numbers (radii of Slater 1964); what is unknown is that of the mean element.
     """
@@ -109,10 +109,10 @@ class Features:
     """Features of crystals on several skeletons, equal for equal crystals whichever of their labelings is given.
 
     Four blocks, float64: *balance* [8 + 12] (electrons modulo 8, charge imbalance, statistics of electronegativity,
-    radius and valence over atoms and bonds), *composition* [Z] (fraction of each element), *sites* [C x 8] (descriptors
-    of the elements in each class of equivalent sites: mean, and spread of the first three) and *elements* [C x Z] (their
-    shares). Columns have unit variance over the reference, and blocks unit size, so that length scales near 1 are
-    sensible for all. Sites are equivalent if a symmetry of the uncoloured skeleton takes one to the other.
+    radius and valence over atoms and bonds), *composition* [Z] (fraction of each element), *sites* [C x 8]
+    (descriptors of the elements in each class of equivalent sites: mean, and spread of the first three) and *elements*
+    [C x Z] (their shares). Columns have unit variance over the reference, and blocks unit size, so that length scales
+    near 1 are sensible for all. Sites are equivalent if a symmetry of the uncoloured skeleton takes one to the other.
     """
 
     def __init__(self, skeletons: Sequence[Skeleton], reference: tuple[np.ndarray, np.ndarray]):

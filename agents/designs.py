@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from crystaljax.agents.base import Records
+from crystaljax.agents.chemistry import is_neutral
 
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 from crystaljax.symmetry import canonical
+
+NEUTRAL_POOL = 24
+"""Random crystals drawn for each neutral one that is wanted; some 13 % are."""
 
 
 class Designs(NamedTuple):
@@ -73,6 +78,37 @@ def replace_gene(key: jax.Array, env: CrystalEnv, design: Designs) -> Designs:
     place_key, gene_key = jax.random.split(key)
     place = jax.random.randint(place_key, (), 0, env.table.row(design.skeleton).n_decisions)
     return design._replace(genes=design.genes.at[place].set(another(gene_key, env, design.genes[place])))
+
+
+def renewed(key: jax.Array, env: CrystalEnv, designs: Designs, known: jax.Array, tries: int) -> Designs:
+    """Crystals [L] of which each that is in ``known`` [M, N + 1], or came before, has one gene after another replaced.
+
+    ``tries``: how often, at most; a crystal may then still be known.
+    """
+    name = jax.vmap(partial(identity, env))
+
+    def renew(designs: Designs, key: jax.Array) -> tuple[Designs, None]:
+        keys = jax.random.split(key, len(designs.skeleton))
+        changed = jax.vmap(replace_gene, in_axes=(0, None, 0))(keys, env, designs)
+        again = repeated(name(designs), known)
+        return designs._replace(genes=jnp.where(again[:, None], changed.genes, designs.genes)), None
+
+    return jax.lax.scan(renew, designs, jax.random.split(key, tries))[0]
+
+
+def neutral(env: CrystalEnv, designs: Designs) -> jax.Array:
+    """bool [L]: which crystals have a formula that is neutral by common oxidation states."""
+    labels = jax.vmap(partial(elements, env))(designs)
+    return is_neutral(jnp.asarray(env.vocabulary.numbers)[labels], jnp)
+
+
+def neutral_designs(key: jax.Array, env: CrystalEnv, count: int) -> Designs:
+    """Random crystals [count], distinct and charge-neutral as far as they can be found; leaves [count, ...]."""
+    pool = random_designs(key, env, NEUTRAL_POOL * count)
+    names = jax.vmap(partial(identity, env))(pool)
+    worse = 2 * repeated(names, names[:0]) + ~neutral(env, pool)
+    best = jnp.argsort(worse, stable=True)[:count]
+    return jax.tree.map(lambda leaf: leaf[best], pool)
 
 
 def another(key: jax.Array, env: CrystalEnv, genes: jax.Array) -> jax.Array:

@@ -9,7 +9,6 @@ outstanding is treated as if it had come out as expected (GP-BUCB, Desautels et 
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -98,9 +97,10 @@ class Space:
                 self.everything = self.crystals(list_designs(env))
                 self.neutral = is_neutral(self.everything.numbers)
                 self.odd = is_odd(self.everything.numbers)
+                self._row = {name.tobytes(): row for row, name in enumerate(self.everything.names)}
         some = self.everything or self.random(np.random.default_rng(0), REFERENCE)
         self.features = Features(self.skeletons, (some.designs.skeleton, some.numbers))
-        self.seen_features = None if self.everything is None else self.of(self.everything)
+        self._features_of_all = None if self.everything is None else self.features(some.designs.skeleton, some.numbers)
 
     def crystals(self, designs: Designs) -> Crystals:
         """Crystals [D] of designs; names [D] are equal for equal crystals."""
@@ -117,8 +117,16 @@ class Space:
         names = np.ascontiguousarray(canonical).view(np.dtype((np.void, canonical.dtype.itemsize * canonical.shape[1])))
         return Crystals(Designs(genes, skeletons), numbers, names[:, 0])
 
+    def rows(self, names: np.ndarray) -> np.ndarray:
+        """Where crystals [M] stand in the list of all, int [M]."""
+        return np.array([self._row[name.tobytes()] for name in names], int)
+
     def of(self, crystals: Crystals) -> np.ndarray:
         """Features [D, F]."""
+        if crystals is self.everything:
+            return self._features_of_all
+        if self.everything is not None:
+            return self._features_of_all[self.rows(crystals.names)]
         return self.features(crystals.designs.skeleton, crystals.numbers)
 
     def random(self, rng: np.random.Generator, count: int) -> Crystals:
@@ -153,7 +161,9 @@ class Space:
             order = np.random.default_rng(seed).permutation(len(self.everything))
             worse = (even & self.odd[order]) * 2 + (neutral & ~self.neutral[order])
             order = order[np.argsort(worse, kind="stable")]
-            return self.everything[order[~np.isin(self.everything.names[order], known)][:count]]
+            is_new = np.ones(len(order), bool)
+            is_new[self.rows(known)] = False
+            return self.everything[order[is_new[order]][:count]]
         rng = np.random.default_rng((seed, len(known)))
         kept: list[Crystals] = []
         names = known
@@ -239,12 +249,14 @@ def shortlist(
 ) -> tuple[Crystals, np.ndarray]:
     """New crystals with the highest scores, at most ``config.shortlist``, and their features."""
     if space.everything is not None:
-        new = ~np.isin(space.everything.names, known.names)
+        new = np.ones(len(space.everything), bool)
+        new[space.rows(known.names)] = False
         if even and (new & ~space.odd).any():
             new &= ~space.odd
         rows = np.flatnonzero(new)
-        best = rows[np.argsort(-model.scores(space.seen_features[rows]), kind="stable")[: config.shortlist]]
-        return space.everything[best], space.seen_features[best]
+        features = space.of(space.everything)[rows]
+        best = np.argsort(-model.scores(features), kind="stable")[: config.shortlist]
+        return space.everything[rows[best]], features[best]
     rng = np.random.default_rng((seed, len(known), 1))
     best = np.argsort(-reward, kind="stable")[: WALKERS // 2]
     drawn = space.draw(seed, known.names, WALKERS - len(best), config.first_batch == "neutral", even)

@@ -11,7 +11,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from crystaljax.agents.base import Agent, Records
-from crystaljax.agents.designs import Designs, another, evaluate, identity, random_designs, repeated, replace_gene
+from crystaljax.agents.designs import (
+    Designs,
+    another,
+    evaluate,
+    identity,
+    neutral,
+    neutral_designs,
+    random_designs,
+    renewed,
+    repeated,
+)
 from crystaljax.agents.hyperparameters import GeneticConfig, GeneticSettings
 from flax import struct
 
@@ -19,6 +29,8 @@ from crystaljax.env import CrystalEnv, EnvParams
 
 MUTATIONS_TO_BE_NEW = 10
 """How often a child that the population knows already is mutated once more."""
+SCREENED = 8
+"""Children bred for each that is wanted, where they are screened."""
 
 
 @struct.dataclass
@@ -36,12 +48,19 @@ class Population:
 
 @struct.dataclass
 class GeneticState:
-    """Everything that the next update depends on: updates done, key, environment parameters and population."""
+    """Everything that the next update depends on; room for M crystals, none without a memory.
+
+    Attributes:
+        update, key, env_params: updates done, key, environment parameters.
+        population: the best crystals.
+        seen: int32 [M, N + 1], identities of all crystals that were evaluated; -1 where there is none yet.
+    """
 
     update: jax.Array
     key: jax.Array
     env_params: EnvParams
     population: Population
+    seen: jax.Array
 
 
 def first_population(key: jax.Array, env: CrystalEnv, size: int) -> Population:
@@ -66,11 +85,18 @@ def mutate(key: jax.Array, env: CrystalEnv, genes: jax.Array, probability: float
     return jnp.where(jax.random.bernoulli(coin_key, probability, genes.shape), another(gene_key, env, genes), genes)
 
 
-def breed(key: jax.Array, env: CrystalEnv, population: Population, count: int, settings: GeneticSettings) -> Designs:
+def breed(
+    key: jax.Array,
+    env: CrystalEnv,
+    population: Population,
+    count: int,
+    settings: GeneticSettings,
+    seen: jax.Array | None = None,
+) -> Designs:
     """``count`` children [count, ...]; each has the skeleton of its first parent.
 
-    A child that is a member of the population, or the same as another one, has one gene more replaced, up to
-    ``MUTATIONS_TO_BE_NEW`` times.
+    A child that is a member of the population, or in ``seen`` [M, N + 1], or the same as another one, has one gene more
+    replaced, up to ``MUTATIONS_TO_BE_NEW`` times.
     """
     parents_key, coin_key, cross_key, mutate_key, key = jax.random.split(key, 5)
     parents = select(parents_key, population.reward, 2 * count, settings.tournament)
@@ -81,15 +107,16 @@ def breed(key: jax.Array, env: CrystalEnv, population: Population, count: int, s
     genes = jnp.where(crossed, cross(cross_key, first.genes, second.genes), first.genes)
     children = Designs(mutate(mutate_key, env, genes, settings.mutation), first.skeleton)
 
-    name = jax.vmap(partial(identity, env))
-    known = name(population.designs)
+    known = jax.vmap(partial(identity, env))(population.designs)
+    known = known if seen is None else jnp.concatenate([known, seen])
+    return renewed(key, env, children, known, MUTATIONS_TO_BE_NEW)
 
-    def renew(children: Designs, key: jax.Array) -> tuple[Designs, None]:
-        changed = jax.vmap(replace_gene, in_axes=(0, None, 0))(jax.random.split(key, count), env, children)
-        again = repeated(name(children), known)
-        return children._replace(genes=jnp.where(again[:, None], changed.genes, children.genes)), None
 
-    return jax.lax.scan(renew, children, jax.random.split(key, MUTATIONS_TO_BE_NEW))[0]
+def screened(env: CrystalEnv, children: Designs, seen: jax.Array, count: int) -> Designs:
+    """The first ``count`` of children [L]: those that are new and neutral, then others that are new, then the rest."""
+    names = jax.vmap(partial(identity, env))(children)
+    best = jnp.argsort(2 * repeated(names, seen) + ~neutral(env, children), stable=True)[:count]
+    return jax.tree.map(lambda leaf: leaf[best], children)
 
 
 def survive(env: CrystalEnv, population: Population, designs: Designs, reward: jax.Array) -> Population:
@@ -108,18 +135,32 @@ def make_genetic(config: GeneticConfig, env: CrystalEnv, trunk: Any = None) -> A
     """The genetic algorithm on an environment, one generation at a time; needs no network."""
     del trunk
 
+    room = config.updates * config.lanes if config.memory else 0
+    bred = config.lanes * (SCREENED if config.screen else 1)
+
     def init(key: jax.Array, env_params: EnvParams) -> GeneticState:
         key, first_key = jax.random.split(key)
         env_params = jax.tree.map(jnp.asarray, env_params)
-        return GeneticState(jnp.int32(0), key, env_params, first_population(first_key, env, config.population))
+        population = first_population(first_key, env, config.population)
+        seen = jnp.full((room, env.max_sites + 1), -1, jnp.int32)
+        return GeneticState(jnp.int32(0), key, env_params, population, seen)
 
     def update(state: GeneticState) -> tuple[GeneticState, dict[str, jax.Array], Records]:
         key, breed_key = jax.random.split(state.key)
-        children = breed(breed_key, env, state.population, config.lanes, config)
+        children = breed(breed_key, env, state.population, bred, config, state.seen if config.memory else None)
+        if config.screen:
+            children = screened(env, children, state.seen, config.lanes)
+        if config.first_batch == "neutral":
+            first = neutral_designs(breed_key, env, config.lanes)
+            children = jax.tree.map(lambda one, other: jnp.where(state.update == 0, one, other), first, children)
         reward, records = evaluate(env, state.env_params, children)
         population = survive(env, state.population, children, reward)
+        seen = state.seen
+        if config.memory:
+            names = jax.vmap(partial(identity, env))(children)
+            seen = jax.lax.dynamic_update_slice_in_dim(seen, names, state.update * config.lanes, axis=0)
         known = jnp.isfinite(population.reward)
         losses = {"population_reward": jnp.where(known, population.reward, 0.0).sum() / known.sum()}
-        return GeneticState(state.update + 1, key, state.env_params, population), losses, records
+        return GeneticState(state.update + 1, key, state.env_params, population, seen), losses, records
 
     return Agent(init, update, env.horizon, config.lanes)

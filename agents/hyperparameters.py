@@ -109,10 +109,15 @@ class AnnealingConfig(SearchConfig):
     Attributes:
         lanes: environments in parallel, each with a walk of its own.
         temperature: at first, in units of the reward; it falls linearly to 0. At 0 nothing worse is ever accepted.
+        patience: a walk that has found nothing better in so many moves begins again at a random crystal; never unless
+            given.
+        memory: remember every crystal that was evaluated, and propose none of them again.
     """
 
     lanes: int = 4
     temperature: float = 0.1
+    patience: int | None = None
+    memory: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -176,7 +181,17 @@ class GeneticSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GeneticConfig(GeneticSettings, SearchConfig):
-    """Genetic algorithm: each update is a generation of ``lanes`` children."""
+    """Genetic algorithm: each update is a generation of ``lanes`` children.
+
+    Attributes:
+        first_batch: the first crystals: neutral (formulas that common oxidation states balance) or random.
+        memory: remember every crystal that was evaluated, not only the population, and propose none of them again.
+        screen: breed more children than needed and prefer those with a neutral formula.
+    """
+
+    first_batch: str = "random"
+    memory: bool = False
+    screen: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

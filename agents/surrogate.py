@@ -1,9 +1,10 @@
-"""A model of a property over crystals, and what a crystal may earn by it: two exact Gaussian processes, by scikit-learn.
+"""A model of a property over crystals, and what a crystal may earn by it: two exact Gaussian processes.
 
 Composite Bayesian optimisation (Astudillo and Frazier 2019): the *value* is modelled and the reward composed from its
 distribution. A reward is a bad thing to model: it is flat far from its target, and the same on both sides of it. One
 process tells crystals with a value worth the name from failures and metals (regression on labels +1 and -1), the other
-gives the value where there is one. Hyperparameters are those of the largest evidence, with a wide prior.
+gives the value where there is one. Scikit-learn fits them, in double precision and without a compilation for each
+number of data; hyperparameters are those of the largest evidence, with a wide prior.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class CrystalKernel(Kernel):
     def __init__(self, slices: Sequence[slice], theta: np.ndarray = START):
         self.slices = slices
         self.theta = np.asarray(theta, float)
+        self._distances: tuple[np.ndarray, list[np.ndarray], np.ndarray] | None = None
 
     @property
     def theta(self) -> np.ndarray:
@@ -74,14 +76,21 @@ class CrystalKernel(Kernel):
 
     def __call__(self, X: np.ndarray, Y: np.ndarray | None = None, eval_gradient: bool = False) -> Any:
         """Covariances [n, m]; with ``Y`` missing those of noisy observations of ``X``, and their gradient [n, n, 8]."""
-        amplitudes, lengths = np.exp(2 * self.theta[:2]), np.exp(-2 * self.theta[2:7])
-        other = X if Y is None else Y
-        distances = {block: _squared_distances(X[:, s], other[:, s]) for block, s in enumerate(self.slices[:4])}
-        same = X[:, self.slices[4]] @ other[:, self.slices[4]].T
+        amplitudes, lengths = np.exp(2 * self.theta[:2]).tolist(), np.exp(-2 * self.theta[2:7]).tolist()
+        # A choice of hyperparameters asks for the same crystals again and again.
+        if Y is not None or self._distances is None or self._distances[0] is not X:
+            other = X if Y is None else Y
+            distances = [_squared_distances(X[:, s], other[:, s]) for s in self.slices[:4]]
+            same = X[:, self.slices[4]] @ other[:, self.slices[4]].T
+            if Y is None:
+                self._distances = X, distances, same
+        else:
+            _, distances, same = self._distances
         kernels, gradients, place = [], [], 0
         for part, blocks in enumerate(self.PARTS):
             scaled = [distances[block] * lengths[place + i] for i, block in enumerate(blocks)]
-            kernel = amplitudes[part] * np.exp(-0.5 * sum(scaled))
+            kernel = np.exp(-0.5 * sum(scaled))
+            kernel *= amplitudes[part]
             if part:
                 kernel *= same
             kernels.append(kernel)
@@ -107,8 +116,10 @@ class CrystalKernel(Kernel):
 
 
 def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
-    return np.maximum(squares, 0.0)
+    squares = a @ (-2 * b.T)
+    squares += np.einsum("ij,ij->i", a, a)[:, None]
+    squares += np.einsum("ij,ij->i", b, b)
+    return np.maximum(squares, 0, out=squares)
 
 
 def _by_evidence(objective: Any, start: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, float]:
@@ -145,7 +156,7 @@ class Process:
 
     @classmethod
     def fit(cls, features: np.ndarray, targets: np.ndarray, kernel: CrystalKernel, choose: bool) -> Process:
-        """The process given targets [n] of mean about 0 and variance about 1; ``choose`` hyperparameters or keep them."""
+        """The process given targets [n], standardised; ``choose`` its hyperparameters or keep them."""
         model = GaussianProcessRegressor(kernel, alpha=1e-10, optimizer=_by_evidence if choose else None)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a hyperparameter at its bound is fine
@@ -153,10 +164,12 @@ class Process:
         return cls(model.kernel_, features, model.L_, model.alpha_, model.log_marginal_likelihood_value_)
 
     def marginals(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation of crystals [C, F], without noise."""
-        cross = self.kernel(features, self.seen)
+        """Mean and standard deviation of crystals [C, F], without noise; in single precision, for there may be many."""
+        cross = self.kernel(features.astype(np.float32), self.seen.astype(np.float32))
         mean = cross @ self.weights
-        reduced = solve_triangular(self.factor, cross.T, lower=True, overwrite_b=True, check_finite=False)
+        reduced = solve_triangular(
+            self.factor.astype(np.float32), cross.T, lower=True, overwrite_b=True, check_finite=False
+        )
         variance = self.kernel.diag(features) - np.einsum("ij,ij->j", reduced, reduced)
         return mean, np.sqrt(np.maximum(variance, 1e-9))
 

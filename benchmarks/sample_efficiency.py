@@ -26,6 +26,7 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 
 import argparse
 import dataclasses
+import functools
 import json
 import subprocess
 import time
@@ -54,6 +55,8 @@ LANES = 16
 SEEDS, TUNING_SEEDS = 5001, 10
 """The first of the reported seeds, and of those for tuning."""
 RESAMPLES = 2000
+PART = 5
+"""Seeds of a row on the host after which it is saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ def in_batches(name: str, **changes: Any) -> settings.AlgorithmConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An algorithm: its settings, and episodes for each evaluation of the budget (crystals may repeat or be refused)."""
+    """An algorithm: its settings, and episodes for each evaluation (crystals may repeat, or be refused)."""
 
     config: settings.AlgorithmConfig
     episodes: float = 4.0
@@ -112,6 +115,7 @@ ROWS = {
     "random": Row(settings.RandomConfig(lanes=LANES, steps=3)),
     "random-neutral": Row(settings.NeutralConfig(lanes=LANES), 2.5),
     "ga": Row(in_batches("ga")),
+    "ga-memory": Row(in_batches("ga", memory=True, screen=True, first_batch="neutral"), 2.5),
     "annealing": Row(in_batches("annealing")),
     "bo": Row(in_batches("bo"), 2.5),
     "ppo": Row(in_batches("ppo")),
@@ -157,20 +161,27 @@ def measured(env: CrystalEnv, trial: Trial, records: Records) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def program(env: CrystalEnv, name: str, updates: int, count: int) -> Callable[..., Records]:
+    """A row, compiled for so many seeds at a time; a function of their keys and of the environment's parameters."""
+    config = dataclasses.replace(ROWS[name].config, updates=updates)
+    train = whole_training(MAKERS[type(config)](config, env), updates, env.default_params)
+    keys = jnp.stack([jax.random.key(0)] * count)
+    mapped = jax.jit(jax.vmap(lambda key, params: train(key, params)[2], in_axes=(0, None)))
+    return mapped.lower(keys, jax.tree.map(jnp.asarray, env.default_params)).compile()
+
+
 def run(env: CrystalEnv, params: EnvParams, trial: Trial, name: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
     """What each seed achieved, with CPU seconds per update (compilation aside)."""
     row = ROWS[name]
     updates = row.config.updates_for(round(trial.budgets[-1] * row.episodes) + 2 * LANES, env.horizon)
-    config = dataclasses.replace(row.config, updates=updates)
-    train = whole_training(MAKERS[type(config)](config, env), updates, params)
     groups = [[seed] for seed in seeds] if name in ON_HOST else [list(seeds)]
-    compiled, outcomes = None, []
+    params, outcomes = jax.tree.map(jnp.asarray, params), []
     for group in groups:
         keys = jnp.stack([jax.random.key(seed) for seed in group])
-        if compiled is None:
-            compiled = jax.jit(jax.vmap(lambda key: train(key)[2])).lower(keys).compile()
+        compiled = program(env, name, updates, len(group))
         begin = time.process_time()
-        records = jax.device_get(compiled(keys))
+        records = jax.device_get(compiled(keys, params))
         spent = (time.process_time() - begin) / len(group) / updates
         for i, seed in enumerate(group):
             member = jax.tree.map(lambda leaf, i=i: leaf[i], records)
@@ -234,8 +245,8 @@ def report(kept: dict[str, Any]) -> str:
         "# Sample efficiency",
         "",
         "Made by `python -m benchmarks sample-efficiency`; what the columns mean is said at the top of",
-        "`benchmarks/sample_efficiency.py`. Means over seeds, 95 % intervals in brackets; batches of 16. Chosen on other",
-        "tables (skeleton digests): "
+        "`benchmarks/sample_efficiency.py`. Means over seeds, 95 % intervals in brackets; batches of 16. Chosen on",
+        "other tables (skeleton digests): "
         + ", ".join(f"{trial.name} (`{digest(trial)}`)" for trial in TUNING)
         + ". The row `dyna` is not there yet.",
         "",
@@ -262,7 +273,14 @@ def report(kept: dict[str, Any]) -> str:
 
 
 def environment(trial: Trial) -> tuple[CrystalEnv, EnvParams]:
-    return make(trial.task, target=trial.target, observation="flat", in_phase=True)
+    """The environment of a trial, one for all of its task, and its parameters."""
+    env = of_task(trial.task)
+    return env, env.with_target(trial.target)
+
+
+@functools.cache
+def of_task(task: str) -> CrystalEnv:
+    return make(task, observation="flat", in_phase=True)[0]
 
 
 def digest(trial: Trial) -> str:
@@ -271,25 +289,29 @@ def digest(trial: Trial) -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, or nothing outside one."""
-    found = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    """The commit checked out, or nothing outside one."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return found.stdout.strip()
 
 
 def rows_of(kept: dict[str, Any], trial: Trial, name: str, seeds: Sequence[int], save: Callable[[], None], fresh: bool):
     """Run what is missing of a row, and keep it."""
     made_with = f"{ROWS[name]}, {trial}"
-    row = kept.setdefault(trial.name, {}).get(name)
-    done = row and row["made_with"] == made_with and len(row["seeds"]) >= len(seeds)
-    if not done or fresh:
-        outcomes = run(*environment(trial), trial, name, seeds)
-        kept[trial.name][name] = {"made_with": made_with, "commit": commit(), "seeds": outcomes}
+    rows = kept.setdefault(trial.name, {})
+    if fresh or rows.get(name, {}).get("made_with") != made_with:
+        rows[name] = {"made_with": made_with, "commit": commit(), "seeds": []}
+    outcomes = rows[name]["seeds"]
+    missing = [seed for seed in seeds if seed not in {one["seed"] for one in outcomes}]
+    at_once = PART if name in ON_HOST else max(len(missing), 1)
+    for start in range(0, len(missing), at_once):
+        outcomes += run(*environment(trial), trial, name, missing[start : start + at_once])
         save()
-    outcomes = kept[trial.name][name]["seeds"]
-    area, success, good = (np.array([one[key] for one in outcomes], float) for key in ("area", "success", "good"))
+    area, success, good, cpu = (
+        np.array([one[key] for one in outcomes], float) for key in ("area", "success", "good", "cpu_s_per_round")
+    )
+    means = f"area {area.mean():.3f}, success {success.mean(axis=0).round(2)}, good {good.mean(axis=0).round(1)}"
     print(
-        f"{trial.name}: {name}, {len(outcomes)} seeds, area {area.mean():.3f}, success {success.mean(axis=0).round(2)}, "
-        f"good {good.mean(axis=0).round(1)}, CPU {np.mean([one['cpu_s_per_round'] for one in outcomes]):.3f} s per round",
+        f"{trial.name}: {name}, {len(outcomes)} seeds, {means}, CPU {cpu.mean():.3f} s per round",
         flush=True,
     )
 
