@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "annealing": ["make_annealing"],
         "bayesian": ["make_bayesian"],
         "exhaustive": ["make_exhaustive"],
+        "gaussian_process": ["make_gaussian_process", "make_random_neutral"],
         "genetic": ["make_genetic"],
         "hybrid": ["make_hybrid"],
         "hyperparameters": [
@@ -23,8 +24,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "BayesianConfig",
             "DQNConfig",
             "ExhaustiveConfig",
+            "GaussianProcessConfig",
             "GeneticConfig",
             "HybridConfig",
+            "NeutralConfig",
             "PPOConfig",
             "RainbowConfig",
             "RandomConfig",

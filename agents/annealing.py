@@ -52,7 +52,7 @@ def accept(key: jax.Array, reward: jax.Array, proposed: jax.Array, temperature: 
 def make_annealing(config: AnnealingConfig, env: CrystalEnv, trunk: Any = None) -> Agent:
     """Simulated annealing on an environment; needs no network. A walk keeps the skeleton that it starts with."""
     del trunk
-    room = config.updates * config.lanes if config.memory else 0
+    room = config.updates * config.lanes if config.remember else 0
     name = jax.vmap(partial(identity, env))
 
     def init(key: jax.Array, env_params: EnvParams) -> AnnealingState:
@@ -77,7 +77,7 @@ def make_annealing(config: AnnealingConfig, env: CrystalEnv, trunk: Any = None) 
         begins = reward == -jnp.inf  # where the walk has not begun, its first crystal comes first
         genes = jnp.where(begins[:, None], designs.genes, moved.genes)
         proposed = designs._replace(genes=genes)
-        if config.memory:
+        if config.remember:
             proposed = renewed(jax.random.fold_in(move_key, 2), env, proposed, state.seen, MOVES_TO_BE_NEW)
         new_reward, records = evaluate(env, state.env_params, proposed)
         temperature = config.temperature * jnp.maximum(1.0 - state.update / config.updates, 0.0)
@@ -87,7 +87,7 @@ def make_annealing(config: AnnealingConfig, env: CrystalEnv, trunk: Any = None) 
         best = jnp.maximum(best, new_reward)
         reward = jnp.where(taken, new_reward, reward)
         seen = state.seen
-        if config.memory:
+        if config.remember:
             seen = jax.lax.dynamic_update_slice_in_dim(seen, name(proposed), state.update * config.lanes, axis=0)
         losses = {"temperature": temperature, "accepted": taken.mean(), "walk_reward": reward.mean()}
         after = AnnealingState(state.update + 1, key, state.env_params, designs, reward, best, idle, seen)

@@ -55,6 +55,7 @@ class Agent(NamedTuple):
         draws: whether the scores are logits of a policy that can be drawn from.
         deliver: (train state, tickets int32 [K], rewards float32 [K]) to a train state in which the transitions with
             these tickets have their rewards; ``None`` for an agent that needs every reward at once.
+        needs_values: whether ``deliver`` also takes the values float32 [K] and the statuses int32 [K].
     """
 
     init: Callable[[jax.Array, Any], Any]
@@ -63,7 +64,8 @@ class Agent(NamedTuple):
     lanes: int
     policy: Callable[[Any, Any], jax.Array] | None = None
     draws: bool = False
-    deliver: Callable[[Any, jax.Array, jax.Array], Any] | None = None
+    deliver: Callable[..., Any] | None = None
+    needs_values: bool = False
 
 
 def learn_if(

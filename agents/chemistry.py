@@ -75,9 +75,9 @@ def charge_imbalance(numbers: Any, xp: ModuleType = np) -> Any:
     is_atom = numbers > 0
     is_element = numbers[:, :, None] == numbers[:, None, :]
     again = xp.tril(is_element, -1).any(axis=2)
-    atoms = is_element.sum(axis=2)
+    atoms = is_element.sum(axis=2, dtype=np.int32)
     bound = MOST_CHARGE * sites
-    totals = xp.arange(-bound, bound + 1)
+    totals = xp.arange(-bound, bound + 1, dtype=np.int32)
     best = xp.full(count, bound)
     # What every crystal has had before need not be looked at again; inside compiled code that is not known.
     fresh = [site for site in range(sites) if xp is not np or not again[:, site].all()]

@@ -76,7 +76,7 @@ class RunConfig:
         max_core_hours: end the run after so many core-hours of calculations.
         wandb: Weights & Biases project that gets the metrics too.
         delayed: go on acting while up to so many crystals wait for their reward, instead of waiting for every batch
-            (ppo, dqn, rainbow, sac, random). Numbers then depend on the order of arrival.
+            (gp, ppo, dqn, rainbow, sac, random, random-neutral). Numbers then depend on the order of arrival.
     """
 
     task: str = ""

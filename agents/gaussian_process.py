@@ -3,7 +3,8 @@
 What is known is part of the train state. Each update hands it to the host, where the model of
 :mod:`crystaljax.agents.surrogate` is fitted and asked for a batch: a pure function of the state, so that a run resumes
 exactly and seeds can be mapped. No crystal is proposed twice, up to symmetry. Rewards may come later: what is
-outstanding is treated as if it had come out as expected (GP-BUCB, Desautels et al. 2014).
+outstanding is treated as if it had come out as expected (GP-BUCB, Desautels et al. 2014). Tables of other structures
+may teach the model beforehand, by what crystals have in common whatever their structure.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from crystaljax.agents.chemistry import Features, is_neutral, is_odd
 from crystaljax.agents.designs import Designs, evaluate
 from crystaljax.agents.exhaustive import MOST_LABELINGS, list_designs
 from crystaljax.agents.hyperparameters import GaussianProcessConfig, NeutralConfig, SearchConfig
+from crystaljax.agents.ledger import REFUSED
 from flax import struct
 
+from crystaljax import tables
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.status import Status
@@ -82,7 +85,7 @@ class Crystals:
 class Space:
     """The crystals of an environment, on the host: all of them where they can be listed."""
 
-    def __init__(self, env: CrystalEnv, listed: int):
+    def __init__(self, env: CrystalEnv, listed: int = 100_000, prior: tuple[tables.Table, ...] = ()):
         by_orbit = env.mode == "orbit"
         self.skeletons, self.colours, self.sites = env.skeletons, env.num_actions, env.max_sites
         self.numbers = np.asarray(env.vocabulary.numbers)
@@ -99,8 +102,22 @@ class Space:
                 self.odd = is_odd(self.everything.numbers)
                 self._row = {name.tobytes(): row for row, name in enumerate(self.everything.names)}
         some = self.everything or self.random(np.random.default_rng(0), REFERENCE)
-        self.features = Features(self.skeletons, (some.designs.skeleton, some.numbers))
+        self.features = Features(
+            (*self.skeletons, *(table.skeleton for table in prior)), (some.designs.skeleton, some.numbers)
+        )
         self._features_of_all = None if self.everything is None else self.features(some.designs.skeleton, some.numbers)
+
+        self.prior_features, self.prior_values = self._read(prior)
+
+    def _read(self, prior: tuple[tables.Table, ...]) -> tuple[np.ndarray, np.ndarray]:
+        """Features [n, F] and values [n] (NaN where there is none) of what tables tell."""
+        features, values = [np.zeros((0, self.features.slices[-1].stop))], [np.zeros(0)]
+        for index, table in enumerate(prior, start=len(self.skeletons)):
+            numbers = tables.labelings(table.skeleton, table.vocabulary)[0]
+            told = np.flatnonzero(~np.isin(table.statuses, REFUSED))
+            features.append(self.features(np.full(len(told), index), numbers[told]))
+            values.append(np.where(table.statuses == Status.OK, table.values, np.nan)[told])
+        return np.concatenate(features), np.concatenate(values)
 
     def crystals(self, designs: Designs) -> Crystals:
         """Crystals [D] of designs; names [D] are equal for equal crystals."""
@@ -194,7 +211,8 @@ def propose(space: Space, config: SearchConfig, history: dict[str, Any], size: i
 
     Args:
         history: ``genes`` [M, N], ``skeleton``, ``value``, ``status`` and ``reward`` [M] with ``count`` crystals in it;
-            ``grid`` and ``curve`` [G], rewards of values; ``target``, ``seed``, ``theta`` and ``fitted``.
+            ``grid`` and ``curve`` [G], rewards of values, and ``failure``, the reward of none; ``target``, ``seed``,
+            ``theta`` and ``fitted``; ``property``.
     """
     history = {name: np.asarray(leaf) for name, leaf in history.items()}
     count, seed = int(history["count"]), int(history["seed"])
@@ -207,18 +225,25 @@ def propose(space: Space, config: SearchConfig, history: dict[str, Any], size: i
     values = np.where(status == Status.OK, value, np.nan)
     point_mass = POINT_MASS.get(history["property"].item(), -np.inf)
     neutral = isinstance(config, NeutralConfig) or config.first_batch == "neutral"
-    if isinstance(config, NeutralConfig) or not (values > point_mass).any():
+    anything = (values > point_mass).any() or (space.prior_values > point_mass).any()
+    if isinstance(config, NeutralConfig) or not anything:
         even &= not isinstance(config, NeutralConfig)
         return space.draw(seed, proposed.names, size, neutral, even), theta, fitted
 
     from crystaljax.agents.surrogate import Observations, Surrogate
 
-    told = np.flatnonzero(~pending & (status != Status.ODD_ELECTRONS if even else True))
-    best = float(reward[told].max())
+    told = np.flatnonzero(~pending & (status != Status.CANCELLED) & ((status != Status.ODD_ELECTRONS) | (not even)))
+    best = float(reward[told].max(initial=float(history["failure"])))
     told = thinned(told, reward)
-    choose = len(told) >= GROWTH * fitted
+    learned = len(told) + len(space.prior_values)
+    choose = learned >= GROWTH * fitted
+    known = Observations(
+        np.concatenate([space.prior_features, space.of(proposed[told])]),
+        np.concatenate([space.prior_values, values[told]]),
+    )
     model = Surrogate(
-        Observations(space.of(proposed[told]), values[told], reward[told]),
+        known,
+        reward[told],
         space.features.slices,
         theta,
         choose,
@@ -231,7 +256,7 @@ def propose(space: Space, config: SearchConfig, history: dict[str, Any], size: i
     )
     candidates, features = shortlist(space, config, model, proposed, reward, seed, even)
     chosen = model.batch(features, size, space.of(proposed[np.flatnonzero(pending)]))
-    return candidates[chosen], model.theta, len(told) if choose else fitted
+    return candidates[chosen], model.theta, learned if choose else fitted
 
 
 def thinned(told: np.ndarray, reward: np.ndarray) -> np.ndarray:
@@ -289,15 +314,19 @@ def shortlist(
 def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Agent:
     """An agent that proposes by :func:`propose`; rewards may come later."""
     room, lanes = config.updates * config.lanes, config.lanes
-    space = Space(env, getattr(config, "listed", 100_000))
+    if isinstance(config, GaussianProcessConfig):
+        prior = tuple(read_prior(name, env) for name in filter(None, config.prior.split(",")))
+        space = Space(env, config.listed, prior)
+    else:
+        space = Space(env)
     delayed = isinstance(env, DelayedRewards)
     objective = env.objective
     start = np.zeros((2, 8), np.float32)
     grid_size = 0
     if isinstance(config, GaussianProcessConfig):
-        from crystaljax.agents.surrogate import GRID, START
+        from crystaljax.agents.surrogate import GRID, STARTS
 
-        start, grid_size = np.stack([START, START]).astype(np.float32), GRID
+        start, grid_size = STARTS.astype(np.float32), GRID
 
     def init(key: jax.Array, env_params: EnvParams) -> ProposerState:
         designs = Designs(jnp.zeros((room, env.max_sites), jnp.int32), jnp.zeros(room, jnp.int32))
@@ -339,6 +368,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
             "count": count,
             "grid": grid,
             "curve": objective.reward(grid, jnp.full(grid.shape, Status.OK), target),
+            "failure": jnp.float32(objective.failure_reward),
             "target": target,
             "seed": jax.random.bits(state.key, (), jnp.uint32),
             "theta": state.theta,
@@ -373,7 +403,32 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
         )
         return state, {"proposed": is_new.sum(dtype=jnp.float32)}, records
 
-    return Agent(init, update, env.horizon, lanes)
+    def deliver(
+        state: ProposerState, tickets: jax.Array, rewards: jax.Array, values: jax.Array, statuses: jax.Array
+    ) -> ProposerState:
+        del rewards
+        rows = jnp.where(tickets == NO_TICKET, room, tickets)  # a ticket is the row of the history
+        value, status = (
+            old.at[rows].set(new.astype(old.dtype), mode="drop")
+            for old, new in ((state.value, values), (state.status, statuses))
+        )
+        return state.replace(value=value, status=status)
+
+    return Agent(init, update, env.horizon, lanes, deliver=deliver, needs_values=True)
+
+
+def read_prior(name: str, env: CrystalEnv) -> tables.Table:
+    """The table of that name, or in that file.
+
+    Raises:
+        ValueError: it is of another property, of a structure of the environment itself, or damaged.
+    """
+    table = tables.load(name) if name in tables.shipped() else tables.read(name)
+    if table.property != env.objective.property:
+        raise ValueError(f"prior {name} holds {table.property}, not {env.objective.property}; give a table of that")
+    if table.skeleton.digest in {skeleton.digest for skeleton in env.skeletons}:
+        raise ValueError(f"prior {name} is of a structure that is designed on; leave it out, its task has the answers")
+    return table
 
 
 def make_gaussian_process(config: GaussianProcessConfig, env: CrystalEnv | DelayedRewards, trunk: Any = None) -> Agent:

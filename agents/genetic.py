@@ -135,7 +135,7 @@ def make_genetic(config: GeneticConfig, env: CrystalEnv, trunk: Any = None) -> A
     """The genetic algorithm on an environment, one generation at a time; needs no network."""
     del trunk
 
-    room = config.updates * config.lanes if config.memory else 0
+    room = config.updates * config.lanes if config.remember else 0
     bred = config.lanes * (SCREENED if config.screen else 1)
 
     def init(key: jax.Array, env_params: EnvParams) -> GeneticState:
@@ -147,7 +147,7 @@ def make_genetic(config: GeneticConfig, env: CrystalEnv, trunk: Any = None) -> A
 
     def update(state: GeneticState) -> tuple[GeneticState, dict[str, jax.Array], Records]:
         key, breed_key = jax.random.split(state.key)
-        children = breed(breed_key, env, state.population, bred, config, state.seen if config.memory else None)
+        children = breed(breed_key, env, state.population, bred, config, state.seen if config.remember else None)
         if config.screen:
             children = screened(env, children, state.seen, config.lanes)
         if config.first_batch == "neutral":
@@ -156,7 +156,7 @@ def make_genetic(config: GeneticConfig, env: CrystalEnv, trunk: Any = None) -> A
         reward, records = evaluate(env, state.env_params, children)
         population = survive(env, state.population, children, reward)
         seen = state.seen
-        if config.memory:
+        if config.remember:
             names = jax.vmap(partial(identity, env))(children)
             seen = jax.lax.dynamic_update_slice_in_dim(seen, names, state.update * config.lanes, axis=0)
         known = jnp.isfinite(population.reward)

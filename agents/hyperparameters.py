@@ -111,13 +111,13 @@ class AnnealingConfig(SearchConfig):
         temperature: at first, in units of the reward; it falls linearly to 0. At 0 nothing worse is ever accepted.
         patience: a walk that has found nothing better in so many moves begins again at a random crystal; never unless
             given.
-        memory: remember every crystal that was evaluated, and propose none of them again.
+        remember: keep every crystal that was evaluated in mind, and propose none of them again.
     """
 
     lanes: int = 4
     temperature: float = 0.1
     patience: int | None = None
-    memory: bool = False
+    remember: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -154,9 +154,12 @@ class GaussianProcessConfig(SearchConfig):
         mean_weight: weight of the expected reward beside the expected improvement.
         listed: crystals up to which all are weighed; where there are more, local search finds the best.
         shortlist: best crystals by themselves among which a batch is chosen together.
+        prior: tables of the same property on other structures to learn from beforehand, names of shipped ones or files
+            with commas between them; none unless given.
     """
 
     first_batch: str = "neutral"
+    prior: str = ""
     mean_weight: float = 0.02
     listed: int = 100_000
     shortlist: int = 256
@@ -185,12 +188,12 @@ class GeneticConfig(GeneticSettings, SearchConfig):
 
     Attributes:
         first_batch: the first crystals: neutral (formulas that common oxidation states balance) or random.
-        memory: remember every crystal that was evaluated, not only the population, and propose none of them again.
+        remember: keep every crystal that was evaluated in mind, not only the population, and propose none again.
         screen: breed more children than needed and prefer those with a neutral formula.
     """
 
     first_batch: str = "random"
-    memory: bool = False
+    remember: bool = False
     screen: bool = False
 
 

@@ -148,7 +148,7 @@ def build_delayed_agent(config: RunConfig, evaluator: str | Evaluator) -> Agent:
     if agent.deliver is None:
         raise ValueError(
             f"{config.agent} needs the rewards of all its crystals before it makes others; leave out delayed, or "
-            "choose an agent that can learn from them later (ppo, dqn, rainbow, sac)"
+            "choose an agent that can learn from them later (gp, ppo, dqn, rainbow, sac)"
         )
     if isinstance(settings, ReplayConfig):
         ends = settings.lanes * -(-settings.steps // int(env.horizons.min()))
@@ -473,7 +473,10 @@ class _Run:
         if last and not going_on:  # it ends with the last reward
             return False
         tickets, records = self.outstanding.take()
-        state = self.deliver(state, *_padded(tickets, records.reward[0]))
+        answers = [tickets, records.reward[0]]
+        if self.agent.needs_values:
+            answers += [records.value[0], records.status[0]]
+        state = self.deliver(state, *_padded(*answers))
         self.outstanding.write(self.update + 1, tickets)
         self._finish(state, losses, records, begin, display)
         return going_on
@@ -526,10 +529,11 @@ class _Run:
         }
 
 
-def _padded(tickets: np.ndarray, rewards: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Tickets and rewards [K], padded to the next power of two, so that few programs are compiled."""
+def _padded(tickets: np.ndarray, *answers: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Tickets and answers [K], padded to the next power of two, so that few programs are compiled."""
     padding = (1 << max(len(tickets) - 1, 0).bit_length()) - len(tickets)
-    return np.pad(tickets, (0, padding), constant_values=NO_TICKET), np.pad(rewards, (0, padding))
+    padded = (np.pad(answer, (0, padding)) for answer in answers)
+    return np.pad(tickets, (0, padding), constant_values=NO_TICKET), *padded
 
 
 def _cancelled(records: Records) -> bool:

@@ -115,7 +115,7 @@ ROWS = {
     "random": Row(settings.RandomConfig(lanes=LANES, steps=3)),
     "random-neutral": Row(settings.NeutralConfig(lanes=LANES), 2.5),
     "ga": Row(in_batches("ga")),
-    "ga-memory": Row(in_batches("ga", memory=True, screen=True, first_batch="neutral"), 2.5),
+    "ga-memory": Row(in_batches("ga", remember=True, screen=True, first_batch="neutral"), 2.5),
     "annealing": Row(in_batches("annealing")),
     "bo": Row(in_batches("bo"), 2.5),
     "ppo": Row(in_batches("ppo")),
@@ -294,9 +294,19 @@ def commit() -> str:
     return found.stdout.strip()
 
 
+def described(config: settings.AlgorithmConfig) -> str:
+    """An algorithm's settings that are not the defaults."""
+    chosen = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if getattr(config, field.name) != field.default
+    }
+    return f"{type(config).__name__} {chosen}"
+
+
 def rows_of(kept: dict[str, Any], trial: Trial, name: str, seeds: Sequence[int], save: Callable[[], None], fresh: bool):
     """Run what is missing of a row, and keep it."""
-    made_with = f"{ROWS[name]}, {trial}"
+    made_with = f"{described(ROWS[name].config)}, {ROWS[name].episodes} episodes, {trial}"
     rows = kept.setdefault(trial.name, {})
     if fresh or rows.get(name, {}).get("made_with") != made_with:
         rows[name] = {"made_with": made_with, "commit": commit(), "seeds": []}

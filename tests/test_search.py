@@ -13,13 +13,16 @@ import pytest
 from crystaljax.agents import annealing, bayesian, designs, exhaustive, genetic, hybrid
 from crystaljax.agents.base import whole_training
 from crystaljax.agents.designs import Designs
+from crystaljax.agents.gaussian_process import make_gaussian_process, make_random_neutral
 from crystaljax.agents.hyperparameters import (
     AnnealingConfig,
     BayesianConfig,
     ExhaustiveConfig,
+    GaussianProcessConfig,
     GeneticConfig,
     GeneticSettings,
     HybridConfig,
+    NeutralConfig,
     RandomConfig,
 )
 from crystaljax.agents.random_search import make_random_search
@@ -34,6 +37,8 @@ MAKERS = {
     "ga": (genetic.make_genetic, GeneticConfig(updates=12, lanes=8, population=12)),
     "annealing": (annealing.make_annealing, AnnealingConfig(updates=12, lanes=4)),
     "bo": (bayesian.make_bayesian, BayesianConfig(updates=5, lanes=4, startup=8)),
+    "gp": (make_gaussian_process, GaussianProcessConfig(updates=2, lanes=4)),
+    "random-neutral": (make_random_neutral, NeutralConfig(updates=3, lanes=4)),
     "hybrid": (hybrid.make_hybrid, HybridConfig(updates=12, lanes=8, population=12, clone_steps=40, epochs=2)),
 }
 
@@ -181,7 +186,38 @@ def test_the_best_of_the_population_never_gets_worse(perovskite):
     assert len(np.unique(names(env, state.population.designs), axis=0)) == config.population
 
 
+def test_with_a_memory_and_a_screen_all_children_are_new_and_most_are_neutral(perovskite):
+    env, params = perovskite
+    config = GeneticConfig(updates=12, lanes=8, population=6, tournament=4, mutation=0.05)
+    share = {}
+    for screen in (False, True):
+        aware = dataclasses.replace(config, remember=True, screen=screen, first_batch="neutral" if screen else "random")
+        agent = genetic.make_genetic(aware, env)
+        state, _, records = quick_jit(whole_training(agent, 12, params))(jax.random.key(1))
+        found = Designs(records.elements.reshape(-1, 5), jnp.zeros(96, jnp.int32))
+        assert len(np.unique(names(env, found), axis=0)) == 96
+        np.testing.assert_array_equal(names(env, found), state.seen)
+        neutral = np.asarray(designs.neutral(env, found))
+        share[screen] = neutral.mean()
+    assert neutral[:8].all() and share[True] > 0.9 > 3 * share[False]
+
+
 # Annealing
+
+
+def test_a_walk_that_finds_nothing_better_begins_again_and_a_memory_keeps_it_from_what_was_seen(perovskite):
+    env, params = perovskite
+    flat = params.replace(target=jnp.float32(30.0))  # every reward is 0, so nothing is ever better
+    config = AnnealingConfig(updates=12, lanes=8, patience=3, remember=True)
+    _, _, records = quick_jit(whole_training(annealing.make_annealing(config, env), 12, flat))(jax.random.key(0))
+    walks = np.asarray(records.elements[:, 0])  # [12, 8, 5]
+    changed = (walks[1:] != walks[:-1]).sum(axis=2).mean(axis=1)
+    fresh = np.arange(1, 12) % 4 == 0  # the first crystal, three moves, a new first crystal ...
+    assert (changed[fresh] > 3.5).all() and (changed[~fresh] < 2).all()
+    found = Designs(jnp.asarray(walks.reshape(-1, 5)), jnp.zeros(96, jnp.int32))
+    assert len(np.unique(names(env, found), axis=0)) == 96
+    with pytest.raises(ValueError, match="patience is 0"):
+        AnnealingConfig(patience=0)
 
 
 def test_temperature_zero_is_greedy_and_heat_accepts_as_boltzmann_says():
