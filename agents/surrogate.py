@@ -27,8 +27,8 @@ BOUNDS = np.log([[0.05, 5.0]] * 2 + [[0.3, 10.0]] * 5 + [[0.03, 1.0]])
 STARTS = np.log([[0.7, 0.7, 1.0, 2.0, 1.0, 1.0, 2.0, 0.1], [0.5, 1.2, 0.95, 3.7, 1.5, 0.8, 6.6, 0.06]])
 """Hyperparameters [2, 8] of the two processes before there is enough to choose them by, and centre of their prior.
 
-Those of values are the geometric means of what the evidence chooses on the shipped tables of gaps of two and three sites,
-which raises the likelihood of each of these tables left out; for labels it does not, so they have round numbers.
+Those of values are the geometric means of what the evidence chooses on the shipped gaps of two and three sites, which
+raises the likelihood of each of these tables left out; for labels it does not, so they have round numbers.
 """
 ITERATIONS = 12
 """Of L-BFGS in a choice of hyperparameters; the next choice begins where it ended."""
