@@ -149,6 +149,12 @@ class Posterior(NamedTuple):
     noise: float
 
 
+def given(row: int, covariance: np.ndarray, noise: float) -> np.ndarray:
+    """Covariance [C, C] once the crystal of a row is observed with that noise (a variance), whatever comes out."""
+    column = covariance[:, row]
+    return covariance - np.outer(column, column / (column[row] + noise))
+
+
 @dataclasses.dataclass(frozen=True)
 class Process:
     """A Gaussian process that has seen data: its kernel, training features [n, F], Cholesky factor and weights."""
@@ -294,19 +300,14 @@ class Surrogate:
         label, value = (process.joint(everyone) for process in (self._class, self._value))
         covariances = [label.covariance, value.covariance]
         available = np.arange(len(everyone)) < len(features)
-
-        def settle(row: int) -> None:
-            for covariance, noise in zip(covariances, (label.noise, value.noise), strict=True):
-                column = covariance[:, row].copy()
-                covariance -= np.outer(column, column / (column[row] + noise))
-
+        noises = label.noise, value.noise
         for row in range(len(features), len(everyone)):
-            settle(row)
+            covariances = [given(row, *pair) for pair in zip(covariances, noises, strict=True)]
         chosen = []
         for _ in range(min(size, len(features))):
             deviations = [np.sqrt(np.maximum(np.diag(covariance), 1e-9)) for covariance in covariances]
             scores = self._compose(label.mean, deviations[0], value.mean, deviations[1])
             chosen.append(int(np.argmax(np.where(available, scores, -np.inf))))
             available[chosen[-1]] = False
-            settle(chosen[-1])
+            covariances = [given(chosen[-1], *pair) for pair in zip(covariances, noises, strict=True)]
         return chosen
