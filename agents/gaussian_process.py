@@ -335,7 +335,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
             key,
             jax.tree.map(jnp.asarray, env_params),
             designs,
-            jnp.full(room, jnp.nan),
+            jnp.full(room, jnp.nan, jnp.float32),
             jnp.full(room, Status.PENDING, jnp.int32),
             jnp.asarray(start),
             jnp.int32(0),
