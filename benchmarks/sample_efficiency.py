@@ -9,10 +9,11 @@ does one that an engine refuses beforehand (an odd number of electrons). Batches
 n*: a crystal within the tolerance of the target is among the first n. *Good crystals*: how many with a reward near the
 best are among them. Means over seeds with 95 % intervals: bootstrap, for shares Wilson's.
 
-The prior of the hyperparameters and the screen of formulas were chosen by the gaps of the tables of :data:`TUNING`; rows of the learning agents have the settings of ``benchmarks/learning.py`` (tuned on other
-tables and seeds) at batches of 16. Finished rows stay in ``benchmarks/results/sample-efficiency.json``, seed by seed
-and with the commit that made them, and are not calculated again unless their settings change or with ``--fresh``.
-Writes ``benchmarks/results/sample-efficiency.md``. The last line is one JSON object, for perovskites at 5 eV.
+The prior of the hyperparameters and the screen of formulas were chosen by the gaps of the tables of :data:`TUNING`;
+rows of the learning agents have the settings of ``benchmarks/learning.py`` (tuned on other tables and seeds) at batches
+of 16. Finished rows stay in ``benchmarks/results/sample-efficiency.json``, seed by seed and with the commit that made
+them, and are not calculated again unless their settings change or with ``--fresh``. Writes
+``benchmarks/results/sample-efficiency.md``. The last line is one JSON object, for perovskites at 5 eV.
 """
 
 from __future__ import annotations
@@ -247,8 +248,8 @@ def report(kept: dict[str, Any]) -> str:
         "`benchmarks/sample_efficiency.py`. Means over seeds, 95 % intervals in brackets; batches of 16. Chosen on",
         "other tables (skeleton digests): "
         + ", ".join(f"{trial.name} (`{digest(trial)}`)" for trial in TUNING)
-        + ", by the likelihood of their gaps. The outline (two processes, improvement of the reward, neutral start) is older",
-        "and was found on perovskites too.",
+        + ", by the likelihood of their gaps.",
+        "The outline (two processes, improvement of the reward, neutral start) is older and was found on perovskites.",
         "",
     ]
     for trial in TRIALS:
