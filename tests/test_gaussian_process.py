@@ -219,14 +219,14 @@ def test_values_beat_rewards_as_what_to_learn(small):
 # The agent
 
 
-def test_it_needs_fewer_calculations_than_random_search_over_neutral_formulas(rocksalt):
-    env, params = rocksalt
-    config = GaussianProcessConfig(updates=5, lanes=8)
+def test_it_needs_fewer_calculations_than_random_search_over_neutral_formulas():
+    """On densities of the rocksalt structure, 171 crystals of which few are as dense as this."""
+    env, params = crystaljax.make("Density-Rocksalt-Table-v0", observation="flat", in_phase=True, target=6.0)
     best = [
-        [run(env, params, settings, key)[2][:32].max() for key in range(3)]
-        for settings in (config, NeutralConfig(updates=5, lanes=8))
+        [run(env, params, settings, key)[2].max() for key in range(3)]
+        for settings in (GaussianProcessConfig(updates=5, lanes=4), NeutralConfig(updates=5, lanes=4))
     ]
-    assert np.mean(best[0]) > np.mean(best[1]) and min(best[0]) > 0.99
+    assert np.mean(best[0]) > np.mean(best[1]) + 0.05 and min(best[0]) > 0.9, best
 
 
 def test_one_seed_one_result_and_seeds_can_be_mapped(rocksalt):
