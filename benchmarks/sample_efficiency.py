@@ -249,8 +249,9 @@ def report(kept: dict[str, Any]) -> str:
         "other tables (skeleton digests): "
         + ", ".join(f"{trial.name} (`{digest(trial)}`)" for trial in TUNING)
         + ", by the likelihood of their gaps.",
-        "Perovskites are not untouched: the outline (two processes, improvement of the reward, neutral start) was found on",
-        "them, and three widths of the prior and the meaning of neutral were compared there too, on seeds 100 to 115.",
+        "Perovskites are not untouched: the outline (two processes, improvement of the reward, neutral start) was",
+        "found on them, and three widths of the prior and the meaning of neutral were compared there too, on seeds 100",
+        "to 115.",
         "",
     ]
     for trial in TRIALS:
