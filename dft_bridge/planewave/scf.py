@@ -36,6 +36,8 @@ from flax import struct
 _HOPELESS = 1e-3  # Ha per atom
 _NOISE = 0.05  # as pw.x has it
 _KEPT_SHARE = 0.1
+_TIGHTEST = 1e-9
+"""Ha per atom: such a residual is small enough whatever the SCF started from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +178,7 @@ class Guess:
         waves: complex [K, bands, P], linearly independent.
         deformation: complex [G] electrons, the density without that of the atoms, times the volume.
         warm_up: int, first steps, in which the density stays as it is.
-        share: of the tolerance, below which the SCF has converged.
+        share: of the tolerance of the settings, below which the SCF has converged.
     """
 
     waves: jax.Array
@@ -267,7 +269,7 @@ def start(basis: Basis, settings: ScfSettings, prepared: Prepared, guess: Guess)
     return ScfState(
         iteration=jnp.zeros((), jnp.int32),
         warm_up=jnp.asarray(guess.warm_up, jnp.int32),
-        tolerance=settings.tolerance * guess.share,
+        tolerance=jnp.maximum(settings.tolerance * guess.share, min(settings.tolerance, _TIGHTEST)),
         density=density,
         history=History.empty(settings.history, basis.n_density, density.dtype),
         waves=guess.waves * prepared.waves.mask[:, None].astype(settings.real_type),
