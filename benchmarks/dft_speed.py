@@ -219,7 +219,9 @@ def on_gpu(batches: list[int]) -> dict:
                 solver.solve(bench.problems(kind, crystals[:batch]), energies)
                 compilation = time.perf_counter() - begin
                 phases = Phases()
-                programs = {name: getattr(solver_module, name) for name in ("_empty", "_fill", "_step", "_finish")}
+                programs = {
+                    name: getattr(solver_module, name) for name in ("_empty", "_guess", "_fill", "_step", "_finish")
+                }
                 try:
                     for name in programs:
                         setattr(solver_module, name, phases.watch(name))

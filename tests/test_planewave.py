@@ -45,7 +45,8 @@ from crystaljax.dft_bridge.planewave.basis import fft_size, make_basis, nearest_
 from crystaljax.dft_bridge.planewave.ewald import ewald_matrix, ewald_sums
 from crystaljax.dft_bridge.planewave.hamiltonian import band_density, hamiltonian
 from crystaljax.dft_bridge.planewave.kinds import Workbench
-from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, shipped
+from crystaljax.dft_bridge.planewave.properties import energies_of_volumes
+from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet, shipped
 from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
@@ -1231,10 +1232,108 @@ def test_lanes_follow_the_memory():
     assert counts[0] == 1 and counts[1] == 1 and counts[2] == 8 and counts[3] < 10**4
 
 
-def test_starting_waves_are_the_same_every_time():
+def test_random_waves_are_the_same_every_time():
     points = reduce_points(mesh_points([2, 2, 2], [1, 1, 1]), KIND.symmetry)
     basis = make_basis(np.array(KIND.lattice) / Bohr, 4.0, *points, KIND.symmetry)
     first, second = (scf.random_waves(basis, ScfSettings(bands=8)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert first.dtype == np.complex64
     assert not np.asarray(first)[np.broadcast_to(~np.asarray(basis.valid)[:, None], first.shape)].any()
+
+
+# What an SCF starts from
+
+
+def without_orbitals(symbols):
+    """The shipped pseudopotentials, but files of these elements that have no atomic orbitals."""
+    none = {"orbital_momenta": np.zeros(0, int), "orbital_energies": np.zeros(0), "orbitals": np.zeros((0, 801))}
+    tables = {s: dataclasses.replace(t, **(none if s in symbols else {})) for s, t in shipped().tables.items()}
+    return PseudoSet("without", tables)
+
+
+def converged_and_guess(symbols, pseudopotentials):
+    """What the solver finds for a crystal on the skeleton of :data:`KIND`, and the waves that it starts from."""
+    bench = Workbench(pseudopotentials, 1)
+    chosen, problems = bench.solver(KIND), bench.problems(KIND, [symbols])
+    noise = scf.random_waves(chosen.basis, chosen.settings)
+    guess = solver._guess(chosen.basis, chosen.tables, chosen.settings, problems, noise)
+    return chosen.solve(problems, solver.energies, keep=True), jax.tree.map(lambda x: x[0], guess), chosen
+
+
+def overlap(guess, found):
+    """Share of the occupied waves of a converged crystal that lies in the space of the guess, the worst wave's."""
+    space, occupied = scf.final_waves(guess.waves), scf.final_waves(found.guess.waves[0])[:, :4]
+    inside = jnp.einsum("kbp,kop->kbo", space.conj(), occupied)
+    return float((jnp.abs(inside) ** 2).sum(axis=1).min())
+
+
+def test_atomic_orbitals_hold_most_of_the_occupied_waves():
+    found, guess, chosen = converged_and_guess(["Al", "P"], shipped())
+    again, random, _ = converged_and_guess(["Al", "P"], without_orbitals(["Al", "P"]))
+    assert found.converged.all() and again.converged.all()
+    assert int(guess.warm_up) == 0 and int(random.warm_up) == chosen.settings.warm_up
+    assert overlap(guess, found) > 0.93 > 0.6 > overlap(random, found)
+    # The same crystal, sooner.
+    assert int(found.iterations[0]) <= 0.7 * int(again.iterations[0])
+    assert float(found.extra.free[0]) == pytest.approx(float(again.extra.free[0]), abs=2e-7)
+
+
+def test_random_waves_stand_in_for_the_orbitals_that_a_file_lacks(alone):
+    # One element of two without orbitals, and files of which none has any.
+    found, guess, chosen = converged_and_guess(["Al", "P"], without_orbitals(["P"]))
+    assert found.converged.all() and int(guess.warm_up) == 3
+    assert float(found.extra.free[0]) == pytest.approx(float(alone["Al P"].extra.free), abs=2e-7)
+    bare = tables_of("Al", "P").replace(orbital_channels=(), orbitals=jnp.zeros((2, 0, 801)))
+    bare = bare.replace(orbital_energies=jnp.zeros((2, 0)))
+    problem = Problem(np.array(KIND.lattice) / Bohr, ZINCBLENDE, np.array([0, 1]))
+    noise = scf.random_waves(chosen.basis, chosen.settings)
+    none = jax.jit(lambda problem: scf.atomic_guess(chosen.basis, bare, chosen.settings, problem, noise))(problem)
+    np.testing.assert_allclose(none.waves, noise, atol=1e-7)
+    assert int(none.warm_up) == 3
+
+
+def test_hueckel_bonds_before_it_binds_against():
+    """Two equal orbitals of overlap S: levels e (1 + 1.75 S) / (1 + S) and e (1 - 1.75 S) / (1 - S)."""
+    s = 0.4
+    orbitals = jnp.array([[1.0, 0.0], [s, math.sqrt(1 - s * s)], [0.0, 0.0]]) + 0j
+    combined = np.asarray(eigensolver.hueckel(orbitals, jnp.array([-0.5, -0.5, 0.0])))
+    bonding, antibonding, missing = combined
+    assert bonding[0] / bonding[1] == pytest.approx(1, abs=1e-6)
+    assert antibonding[0] / antibonding[1] == pytest.approx(-1, abs=1e-6)
+    np.testing.assert_allclose(np.abs(missing)[:2], 0, atol=1e-9)
+
+
+def test_a_crystal_that_starts_from_itself_is_done_at_once():
+    found, _, chosen = converged_and_guess(["Al", "P"], shipped())
+    problems = Workbench(shipped(), 1).problems(KIND, [["Al", "P"]])
+    again = chosen.solve(problems, solver.energies, guesses=[found.guess_of(0)])
+    assert again.converged.all() and int(again.iterations[0]) <= 2
+    assert float(again.extra.free[0]) == pytest.approx(float(found.extra.free[0]), abs=1e-8)
+
+
+def test_volumes_start_from_the_middle_one(together):
+    kind, bench = together.kind, together.bench
+    names, scales = [["Li", "F"], ["Al", "P"], ["Si", "Si"]], together.engine.eos_volumes
+    found = energies_of_volumes(bench, kind, names, scales)
+    cold = solve(bench.solver(kind), bench.problems(kind, names, scales))
+    energies, steps = cold.extra.free.reshape(3, -1), cold.iterations.reshape(3, -1)
+    for i, volumes in enumerate(found):
+        np.testing.assert_allclose(volumes.energies / Hartree, energies[i], atol=5e-7)
+        assert volumes.converged and volumes.iterations < steps[i].sum()
+    assert sum(volumes.iterations for volumes in found) < 0.85 * steps.sum()
+    backwards = energies_of_volumes(bench, kind, names[::-1], scales)[::-1]
+    for volumes, others in zip(found, backwards, strict=True):
+        np.testing.assert_allclose(volumes.energies, others.energies, atol=1e-7 * Hartree)
+
+
+def test_an_scf_that_fails_from_a_guess_starts_again_from_the_atoms(together):
+    chosen, names = together.bench.solver(together.kind), [["Li", "F"], ["Al", "P"], ["Si", "Si"]]
+    problems = together.bench.problems(together.kind, names)
+    first = chosen.solve(problems, solver.energies, keep=True)
+    spoilt = first.guess_of(1).replace(waves=np.full_like(first.guess_of(1).waves, np.nan))
+    climbs = [Climb([FOOT]) for _ in names]
+    guesses = [first.guess_of(0), spoilt, first.guess_of(2)]
+    found = recovery.solve(chosen, problems, climbs, "density", solver.energies, guesses=guesses)
+    assert found.converged.all() and not any(climb.failed_attempts for climb in climbs)
+    assert found.iterations[1] == first.iterations[1] and max(found.iterations[[0, 2]]) <= 2
+    np.testing.assert_allclose(found.extra.free, first.extra.free, atol=2e-7)

@@ -32,6 +32,7 @@ CORE_CHARGE, CORE_EXPONENT = 1.5, 2.2
 ATOM_EXPONENT = 0.6
 PROJECTORS = ((0, 1.5), (0, 2.5), (1, 1.8), (2, 2.0))  # (l, a) of beta(r) = r^l exp(-a r^2)
 MATRIX = np.diag([1.5, -0.7, 2.5, -3.0])  # Ha
+ORBITALS = ((0, 0.8, -0.4), (1, 0.6, -0.15))  # (l, a, Ha) of chi(r) = r^l exp(-a r^2), not normalised
 
 
 def mesh(r_max=10.6, step=0.02):
@@ -58,7 +59,7 @@ def section(name, values, **attributes):
     return f'<{name} type="real" size="{np.size(values)}"{words}>\n{numbers}\n</{name}>\n'
 
 
-def upf(header=(), r=None, matrix=MATRIX, v_local=None, cutoffs=None, core=True, atom=True):
+def upf(header=(), r=None, matrix=MATRIX, v_local=None, cutoffs=None, core=True, atom=True, orbitals=None):
     """The text of a UPF file of the analytic pseudopotential above; ``header`` overrides attributes."""
     r = mesh() if r is None else r
     v_local = local_potential(r) if v_local is None else v_local
@@ -86,6 +87,10 @@ def upf(header=(), r=None, matrix=MATRIX, v_local=None, cutoffs=None, core=True,
         )
         for i, (ell, a) in enumerate(PROJECTORS)
     ]
+    orbitals = "".join(
+        section(f"PP_CHI.{i}", r ** (ell + 1) * np.exp(-a * r**2), l=ell, occupation=2, pseudo_energy=2 * energy)
+        for i, (ell, a, energy) in enumerate(ORBITALS if orbitals is None else orbitals, 1)
+    )
     return (
         '<UPF version="2.0.1">\n<PP_INFO>\nMade by A & B <someone@somewhere> -- for tests\n</PP_INFO>\n'
         "<!-- a comment -- with hyphens -->\n"
@@ -94,6 +99,7 @@ def upf(header=(), r=None, matrix=MATRIX, v_local=None, cutoffs=None, core=True,
         + (section("PP_NLCC", core_density(r)) if core else "")
         + section("PP_LOCAL", 2 * v_local)
         + f"<PP_NONLOCAL>\n{''.join(betas)}{section('PP_DIJ', 2 * matrix)}</PP_NONLOCAL>\n"
+        + (f"<PP_PSWFC>\n{orbitals}</PP_PSWFC>\n" if orbitals else "")
         + (section("PP_RHOATOM", atom_density(r)) if atom else "")
         + "</UPF>\n"
     )
@@ -174,6 +180,28 @@ def test_a_file_is_read_as_it_stands(write):
     assert [(p.angular_momentum, p.cutoff, p.values.shape) for p in file.projectors][-1] == (2, 400, mesh().shape)
 
 
+def test_atomic_orbitals(write):
+    """Closed forms: int r^(l + 2) exp(-a r^2) j_l(qr) dr is a Gaussian times q^l."""
+    tables, q = tables_from_file(write(upf())), q_grid(Q_MAX_PROJECTOR)
+    np.testing.assert_array_equal(tables.orbital_momenta, [0, 1])
+    np.testing.assert_allclose(tables.orbital_energies, [-0.4, -0.15])
+    for row, (ell, a, _) in zip(tables.orbitals, ORBITALS, strict=True):
+        shape = q**ell * np.exp(-(q**2) / (4 * a))
+        norm = math.sqrt(math.pi / 2 / np.trapezoid(q**2 * shape**2, q))
+        np.testing.assert_allclose(row, norm * shape, atol=2e-3 * norm)
+
+
+def test_files_without_atomic_orbitals_are_read_too(write):
+    for text in (upf(orbitals=()), psp8()):
+        tables = tables_from_file(write(text))
+        assert len(tables.orbital_momenta) == len(tables.orbital_energies) == 0
+        assert tables.orbitals.shape == (0, len(q_grid(Q_MAX_PROJECTOR)))
+    # An atom does not bind an orbital of negative occupation, and a file may not know an energy.
+    free = upf().replace('occupation="2"', 'occupation="-1.0"', 1).replace(' pseudo_energy="-0.3"', "")
+    tables = tables_from_file(write(free))
+    assert tables.orbital_momenta.tolist() == [1] and tables.orbital_energies.tolist() == [-0.5]
+
+
 def test_without_core_and_atomic_density(write):
     tables = tables_from_file(write(upf(core=False, atom=False)))
     assert not tables.core.any()
@@ -223,6 +251,11 @@ REFUSED = {
     "no such element": (upf({"element": "Zz"}), "'Zz'"),
     "no mesh": (upf({"mesh_size": "0"}), "0 points"),
     "other mesh": (upf({"mesh_size": "600"}), "531 numbers"),
+    "orbital with l = 4": (upf().replace(' l="1"', ' l="4"'), "orbital 2 has angular momentum 4"),
+    "longer orbital than mesh": (
+        upf().replace("</PP_CHI.1>", "1.0\n</PP_CHI.1>").replace('size="531" l=', "l="),
+        "532",
+    ),
     "too many projectors": (upf({"number_of_proj": "5"}), "PP_BETA.5"),
     "l = 4": (upf().replace('angular_momentum="2"', 'angular_momentum="4"'), "angular momentum 4"),
     "cutoff beyond the mesh": (upf(cutoffs=[400, 400, 400, 900]), "point 900"),
@@ -299,7 +332,10 @@ def test_build_gives_the_same_bytes_and_tables(write, tmp_path):
     assert made[0].symbols == ("Nb", "Si")
     for symbol in made[0]:
         fresh, read = tables_from_file(tmp_path / f"{symbol}.upf"), made[0][symbol]
-        for field in ("local", "core", "density", "angular_momenta", "energies", "projectors"):
+        for field in (
+            *("local", "core", "density", "angular_momenta", "energies", "projectors"),
+            *("orbital_momenta", "orbital_energies", "orbitals"),
+        ):
             np.testing.assert_array_equal(getattr(read, field), getattr(fresh, field))
         assert (read.valence, read.functional) == (fresh.valence, fresh.functional)
         assert read.source == fresh.source | {"set": made[0].name}
@@ -356,3 +392,8 @@ def test_shipped_set():
         for row in (table.local, table.core, table.density):
             q2 = q_grid(Q_MAX_DENSITY)[1:6] ** 2
             assert np.polyval(np.polyfit(q2, row[1:6], 3), 0.0) == pytest.approx(row[0], abs=1e-6)
+        holds = 2 * np.sum(2 * table.orbital_momenta + 1)
+        assert table.valence <= holds <= 20 and np.all(table.orbital_energies < 0)
+        # int q^2 chi(q)^2 dq = pi / 2, as far as half precision and the tail beyond 10 bohr allow
+        q = q_grid(Q_MAX_PROJECTOR)
+        np.testing.assert_allclose(np.trapezoid(q**2 * table.orbitals.astype(float) ** 2, q), math.pi / 2, rtol=2e-3)

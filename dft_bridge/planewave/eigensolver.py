@@ -11,6 +11,11 @@ import jax.numpy as jnp
 _SHIFT = {jnp.dtype("complex64"): 2e-6, jnp.dtype("complex128"): 1e-13}
 """Added to the diagonal of the overlap before its Cholesky factorisation: above rounding, below what matters."""
 
+_HOFFMANN = 1.75
+_MISSING = 100.0  # Ha, above all that matters
+_CLOSE = 1e-3
+"""Added to the diagonal of the overlap of atomic orbitals: they may be as good as linearly dependent."""
+
 
 class Bands(NamedTuple):
     """Attributes:
@@ -57,6 +62,23 @@ def davidson(apply: Callable[[jax.Array], jax.Array], kinetic: jax.Array, waves:
         best_applied = jnp.where(sound, rotation.T @ space_applied, best_applied)
     residuals = jnp.linalg.norm(best_applied - eigenvalues[:, None] * best, axis=1)
     return Bands(eigenvalues, best, residuals)
+
+
+def hueckel(orbitals: jax.Array, energies: jax.Array) -> jax.Array:
+    """Combinations [n, n] (rows) of atomic orbitals [n, P], lowest first, by the extended Hueckel method.
+
+    H has the atoms' ``energies`` [n] (Ha) on its diagonal, and off it 1.75 times their mean times the overlap;
+    Hoffmann, J. Chem. Phys. 39, 1397 (1963). Orbitals that are missing (zero, with energy 0) come last.
+    """
+    missing = energies == 0
+    overlap = _hermitian(orbitals.conj() @ orbitals.T) + jnp.diag(missing.astype(orbitals.dtype))
+    diagonal = jnp.eye(len(energies), dtype=bool)
+    levels = jnp.where(missing, _MISSING, energies)
+    means = jnp.where(diagonal, 1.0, _HOFFMANN) * (levels[:, None] + levels) / 2
+    factor = jnp.linalg.cholesky(overlap + _CLOSE * jnp.eye(len(energies), dtype=overlap.dtype))
+    inverse = jax.lax.linalg.triangular_solve(factor, diagonal.astype(overlap.dtype), left_side=True, lower=True)
+    vectors = jnp.linalg.eigh(_hermitian(inverse @ (means * overlap) @ inverse.conj().T))[1]
+    return (inverse.conj().T @ vectors).T
 
 
 def orthonormalise(waves: jax.Array) -> jax.Array:

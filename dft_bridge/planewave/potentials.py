@@ -27,50 +27,69 @@ class SpeciesTables:
 
     Attributes:
         channels: angular momentum of each of the R radial projectors; species with fewer have zeros.
+        orbital_channels: the same of the R' radial orbitals.
         local: [E, Q] short-range part of the local potential, Ha bohr^3.
         core: [E, Q] electrons of the core density.
         density: [E, Q] electrons of the atomic valence density.
         projectors: [E, R, Q'].
         energies: [E, R] Ha.
         valence: [E] electrons.
+        orbitals: float32 [E, R', Q'] of the free atoms; zeros where a species has none.
+        orbital_energies: [E, R'] Ha; 0 where a species has none.
     """
 
     channels: tuple[int, ...] = struct.field(pytree_node=False)
+    orbital_channels: tuple[int, ...] = struct.field(pytree_node=False)
     local: jax.Array
     core: jax.Array
     density: jax.Array
     projectors: jax.Array
     energies: jax.Array
     valence: jax.Array
+    orbitals: jax.Array
+    orbital_energies: jax.Array
 
 
 def species_tables(pseudopotentials: PseudoSet, symbols: Sequence[str], channels: Sequence[int]) -> SpeciesTables:
     """The tables of some elements; ``channels`` as :func:`channels_for` gives them, or more."""
     tables = [pseudopotentials[symbol] for symbol in symbols]
-    rows = np.zeros((len(tables), len(channels), tables[0].projectors.shape[1]))
-    energies = np.zeros((len(tables), len(channels)))
-    for e, table in enumerate(tables):
-        free = list(enumerate(channels))
-        for momentum, energy, row in zip(table.angular_momenta, table.energies, table.projectors, strict=True):
-            slot = next(item for item in free if item[1] == momentum)
-            free.remove(slot)
-            rows[e, slot[0]], energies[e, slot[0]] = row, energy
+    momenta, orbital_momenta = [t.angular_momenta for t in tables], [t.orbital_momenta for t in tables]
+    orbital_channels = _fewest(orbital_momenta)
     return SpeciesTables(
         channels=tuple(int(c) for c in channels),
+        orbital_channels=orbital_channels,
         local=jnp.asarray(np.stack([t.local for t in tables])),
         core=jnp.asarray(np.stack([t.core for t in tables])),
         density=jnp.asarray(np.stack([t.density for t in tables])),
-        projectors=jnp.asarray(rows),
-        energies=jnp.asarray(energies),
+        projectors=jnp.asarray(_slotted(channels, momenta, [t.projectors for t in tables])),
+        energies=jnp.asarray(_slotted(channels, momenta, [t.energies for t in tables])),
         valence=jnp.asarray([float(t.valence) for t in tables]),
+        orbitals=jnp.asarray(_slotted(orbital_channels, orbital_momenta, [t.orbitals for t in tables]), jnp.float32),
+        orbital_energies=jnp.asarray(_slotted(orbital_channels, orbital_momenta, [t.orbital_energies for t in tables])),
     )
 
 
 def channels_for(pseudopotentials: PseudoSet, symbols: Sequence[str]) -> tuple[int, ...]:
     """The fewest radial projectors, as sorted angular momenta, that hold those of every element."""
-    counts = [np.bincount(pseudopotentials[s].angular_momenta, minlength=4) for s in symbols]
-    most = np.max(counts, axis=0)
+    return _fewest([pseudopotentials[s].angular_momenta for s in symbols])
+
+
+def _fewest(momenta: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """The fewest channels, sorted, that hold the angular momenta of every element."""
+    most = np.max([np.bincount(m, minlength=4) for m in momenta], axis=0)
     return tuple(int(momentum) for momentum in np.repeat(np.arange(4), most))
+
+
+def _slotted(channels: Sequence[int], momenta: Sequence[np.ndarray], rows: Sequence[np.ndarray]) -> np.ndarray:
+    """float64 [E, R, ...]: the rows of each element at the first free channel of their angular momentum, else 0."""
+    result = np.zeros((len(rows), len(channels), *rows[0].shape[1:]))
+    for e, (own_momenta, own_rows) in enumerate(zip(momenta, rows, strict=True)):
+        free = list(enumerate(channels))
+        for momentum, row in zip(own_momenta, own_rows, strict=True):
+            slot = next(item for item in free if item[1] == momentum)
+            free.remove(slot)
+            result[e, slot[0]] = row
+    return result
 
 
 @struct.dataclass
@@ -183,6 +202,32 @@ def wave_potential(
         harmonics=real_harmonics(vectors, max(tables.channels, default=0)),
         phases=jnp.exp(-2j * math.pi * (frac_coords @ millers.T)),
     )
+
+
+def atomic_orbitals(
+    basis: Basis,
+    tables: SpeciesTables,
+    lattice: jax.Array,
+    frac_coords: jax.Array,
+    species: jax.Array,
+    kpoint: jax.Array,
+    millers: jax.Array,
+    valid: jax.Array,
+) -> jax.Array:
+    """The orbitals <k + G | chi> of all atoms at one k-point, complex64 [N M', P], of norm 1, or 0 where there is none.
+
+    Arguments are those of :func:`wave_potential`; M' counts all members of :attr:`SpeciesTables.orbital_channels`.
+    """
+    vectors = (millers + kpoint) @ _reciprocal(lattice)
+    k2 = jnp.sum(vectors**2, axis=-1)
+    mask = jnp.where(valid, _below(basis, k2, basis.cutoff), 0.0)
+    radial_of, harmonic_of, power = _members(tables.orbital_channels)
+    radial = interpolate(tables.orbitals[species], jnp.sqrt(k2).astype(jnp.float32))[:, radial_of]
+    harmonics = real_harmonics(vectors, max(tables.orbital_channels, default=0))[harmonic_of] * mask
+    phases = jnp.exp(-2j * math.pi * (frac_coords @ millers.T)).astype(jnp.complex64)
+    angular = jnp.asarray(power, jnp.complex64)[:, None] * harmonics.astype(jnp.float32)
+    functions = (phases[:, None] * (radial * angular)).reshape(-1, len(k2))
+    return functions / jnp.linalg.norm(functions, axis=1, keepdims=True).clip(1e-6)
 
 
 def projector_functions(waves: WavePotential, channels: tuple[int, ...]) -> jax.Array:

@@ -14,6 +14,7 @@ from crystaljax.dft_bridge.planewave import recovery
 from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
 from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, ScfRung
+from crystaljax.dft_bridge.planewave.scf import Guess
 from crystaljax.dft_bridge.planewave.solver import Progress, Solution, bands_and_energy, bands_at, derivatives, energies
 
 PRESSURE_UNIT = Hartree / Bohr**3 / GPa
@@ -140,31 +141,43 @@ def energies_of_volumes(
     progress: Progress | None = None,
     rungs: Sequence[ScfRung] = (FOOT,),
 ) -> list[Volumes]:
-    """Energies at volumes ``scales`` relative to the kind's, crystals and volumes in one batch.
+    """Energies at volumes ``scales`` relative to the kind's.
 
+    SCFs at the middle one start from the atoms, those at the others from its waves and density.
     ``kind.stretch`` must reach the largest: the cut-off is the same at every volume, the number of plane waves not.
     """
-    count = len(scales)
+    count, middle = len(scales), len(scales) // 2
     climbs = [Climb(rungs) for _ in symbols]
-    shared = [climb for climb in climbs for _ in scales]
-    problems = bench.problems(kind, symbols, scales)
-    found = recovery.solve(bench.solver(kind), problems, shared, "bulk_modulus", energies, progress=progress)
+    solver = bench.solver(kind)
+    # The same number of lanes, so the same programs, for the few and the many.
+    solver = dataclasses.replace(solver, lanes=min(solver.lanes, 1 << (len(symbols) - 1).bit_length()))
+    problems = bench.problems(kind, symbols, [scales[middle]])
+    base = recovery.solve(solver, problems, climbs, "bulk_modulus", energies, progress=progress, keep=True)
+    free = np.full((len(symbols), count), np.nan)
+    free[:, middle] = base.extra.free
+    converged, iterations = base.converged.copy(), base.iterations.copy()
+    others, sound = np.delete(np.arange(count), middle), np.flatnonzero(converged)
+    if len(others) and len(sound):
+        problems = bench.problems(kind, [symbols[i] for i in sound], [scales[j] for j in others])
+        shared = [climbs[i] for i in sound for _ in others]
+        guesses = [guess for i in sound for guess in [base.guess_of(i)] * len(others)]
+        found = recovery.solve(solver, problems, shared, "bulk_modulus", energies, None, progress, guesses)
+        free[np.ix_(sound, others)] = found.extra.free.reshape(len(sound), -1)
+        converged[sound] = found.converged.reshape(len(sound), -1).all(axis=1)
+        iterations[sound] += found.iterations.reshape(len(sound), -1).sum(axis=1)
     volume = abs(np.linalg.det(np.array(kind.lattice)))
-    results = []
-    for i in range(len(symbols)):
-        rows = slice(i * count, (i + 1) * count)
-        results.append(
-            Volumes(
-                converged=bool(found.converged[rows].all()),
-                iterations=int(found.iterations[rows].sum()),
-                energy=float(found.extra.free[rows].min()) * Hartree,
-                fermi_level=float(found.fermi_level[rows][count // 2]) * Hartree,
-                climb=climbs[i],
-                volumes=volume * np.array(scales),
-                energies=found.extra.free[rows] * Hartree,
-            )
+    return [
+        Volumes(
+            converged=bool(converged[i]),
+            iterations=int(iterations[i]),
+            energy=float(free[i].min()) * Hartree,
+            fermi_level=float(base.fermi_level[i]) * Hartree,
+            climb=climbs[i],
+            volumes=volume * np.array(scales),
+            energies=free[i] * Hartree,
         )
-    return results
+        for i in range(len(symbols))
+    ]
 
 
 def relax(
@@ -179,6 +192,8 @@ def relax(
 ) -> list[RelaxedCell]:
     """Relax cells and atoms for at most ``steps`` ionic steps, the plane waves those of the first cell.
 
+    Each SCF but the first starts from the waves and the density of the last.
+
     Args:
         largest_force: eV/Å, and
         largest_stress: GPa: below both a crystal is relaxed.
@@ -189,6 +204,7 @@ def relax(
     results: dict[int, RelaxedCell] = {}
     iterations = [0] * len(symbols)
     climbs = [Climb(rungs) for _ in symbols]
+    guesses: dict[int, Guess] = {}
     for done_steps in range(steps + 1):
         active = [i for i in range(len(symbols)) if i not in results]
         if not active:
@@ -199,8 +215,10 @@ def relax(
             species=problems.species[active],
         )
         climbing = [climbs[i] for i in active]
-        found = recovery.solve(solver, now, climbing, "density", derivatives, progress=progress)
+        last = [guesses[i] for i in active] if guesses else None
+        found = recovery.solve(solver, now, climbing, "density", derivatives, None, progress, last, keep=True)
         for row, i in enumerate(active):
+            guesses[i] = found.guess_of(row)
             path = paths[i]
             iterations[i] += int(found.iterations[row])
             forces, stress = symmetrise(

@@ -64,6 +64,20 @@ class Projector(NamedTuple):
     cutoff: int
 
 
+class Orbital(NamedTuple):
+    """A bound orbital chi(r) of the pseudo-atom.
+
+    Attributes:
+        angular_momentum: 0 to 3.
+        values: [M'] r * chi(r) on the first points of the file's mesh.
+        energy: Ha, of the orbital in the free atom; -0.5 where the file does not say.
+    """
+
+    angular_momentum: int
+    values: np.ndarray
+    energy: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class PseudoFile:
     """The content of a norm-conserving pseudopotential file. All arrays are float64, in Hartree atomic units.
@@ -81,6 +95,7 @@ class PseudoFile:
         rho_atom: [M] 4 pi r^2 rho(r) of the valence electrons of the free atom, or None.
         path: name of the file.
         sha256: of the file's bytes, hexadecimal.
+        orbitals: of the free atom, those that the file has; psp8 has none.
     """
 
     symbol: str
@@ -95,6 +110,7 @@ class PseudoFile:
     rho_atom: np.ndarray | None
     path: str
     sha256: str
+    orbitals: tuple[Orbital, ...] = ()
 
 
 def read_pseudopotential(path: str | Path) -> PseudoFile:
@@ -158,6 +174,11 @@ def _check(path: Path, file: PseudoFile) -> None:
                 f"projector {index} has {len(projector.values)} numbers and ends at point {projector.cutoff} "
                 f"of a mesh of {mesh}",
             )
+    for index, orbital in enumerate(file.orbitals, 1):
+        if not 0 <= orbital.angular_momentum <= MAX_ANGULAR_MOMENTUM:
+            _refuse(path, f"atomic orbital {index} has angular momentum {orbital.angular_momentum}, not 0 to 3")
+        if not _MIN_MESH <= len(orbital.values) <= mesh:
+            _refuse(path, f"atomic orbital {index} has {len(orbital.values)} numbers for a mesh of {mesh}")
     scale = np.max(np.abs(file.dij), initial=0.0)
     if np.any(np.abs(file.dij - file.dij.T) > 1e-8 * scale):
         _refuse(path, "the matrix D of the projectors is not symmetric")
@@ -229,6 +250,7 @@ def _read_upf(path: Path, text: str, sha256: str) -> PseudoFile:
         rho_atom=atom if atom is not None and np.any(atom) else None,
         path=str(path),
         sha256=sha256,
+        orbitals=_upf_orbitals(path, root),
     )
 
 
@@ -279,6 +301,21 @@ def _upf_nonlocal(
     # Rydberg: sum_ij |beta_i> D_ij <beta_j| is twice the energy in Ha, with the same projectors.
     dij = _array(path, section, "PP_DIJ", count**2).reshape(count, count) / 2
     return tuple(projectors), dij
+
+
+def _upf_orbitals(path: Path, root: ElementTree.Element) -> tuple[Orbital, ...]:
+    """Those that the atom binds: others have a negative occupation, and may be anything."""
+    section = root.find("PP_PSWFC")
+    nodes = [] if section is None else [node for node in section if node.tag.startswith("PP_CHI")]
+    orbitals = []
+    for node in nodes:
+        occupation = _numbers(path, f"the occupation of {node.tag}", node.get("occupation", "0"), 1)[0]
+        values = _numbers(path, node.tag, node.text or "", _size(path, node))
+        energy = _numbers(path, f"the energy of {node.tag}", node.get("pseudo_energy", "-1"), 1)[0] / 2
+        if occupation >= 0 and np.any(values):
+            momentum = _integer(path, node.get("l", ""), f"angular momentum of {node.tag}")
+            orbitals.append(Orbital(momentum, values, float(energy) if energy < 0 else -0.5))
+    return tuple(orbitals)
 
 
 def _child(path: Path, node: ElementTree.Element, name: str) -> ElementTree.Element:

@@ -56,7 +56,7 @@ SHIPPED_NAME = "pseudodojo-0.4-pbe-standard"
 SHIPPED_FILE = Path(__file__).with_name("data") / f"{SHIPPED_NAME}.npz"
 
 _GAUSSIAN_WIDTH = 1.0  # bohr, standard deviation of the atomic density of a file without one
-_SET_FORMAT = 1
+_SET_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,6 +74,9 @@ class RadialTables:
         angular_momenta: int64 [P] of the projectors.
         energies: float64 [P] Ha; the non-local potential is sum_p |beta_p> energies_p <beta_p|.
         projectors: float64 [P, NQB], int r^2 j_l(qr) beta(r) dr.
+        orbital_momenta: int64 [O], angular momentum of each orbital of the free atom that the file has.
+        orbital_energies: float64 [O] Ha.
+        orbitals: float16 [O, NQB], int r^2 j_l(qr) chi(r) dr with int r^2 chi^2 dr = 1: good enough to start from.
         functional: such as ``"PBE"``.
         source: where it is from: ``file`` (name), ``sha256`` (of the file), ``set`` (name of the set).
     """
@@ -86,6 +89,9 @@ class RadialTables:
     angular_momenta: np.ndarray
     energies: np.ndarray
     projectors: np.ndarray
+    orbital_momenta: np.ndarray
+    orbital_energies: np.ndarray
+    orbitals: np.ndarray
     functional: str
     source: dict[str, str]
 
@@ -203,6 +209,9 @@ def radial_tables(file: PseudoFile, set_name: str = "") -> RadialTables:
         angular_momenta=np.array([p.angular_momentum for p in file.projectors], dtype=np.int64),
         energies=energies,
         projectors=projectors,
+        orbital_momenta=np.array([o.angular_momentum for o in file.orbitals], dtype=np.int64),
+        orbital_energies=np.array([o.energy for o in file.orbitals], dtype=np.float64),
+        orbitals=_orbital_tables(file, r, weights),
         functional=file.functional,
         source={"file": Path(file.path).name, "sha256": file.sha256, "set": set_name},
     )
@@ -267,6 +276,10 @@ def write_set(pseudopotentials: PseudoSet, path: str | Path, notes: Mapping[str,
         "angular_momenta": np.concatenate([t.angular_momenta for t in tables]),
         "energies": np.concatenate([t.energies for t in tables]),
         "projectors": np.concatenate([t.projectors for t in tables]),
+        "orbital_counts": np.array([len(t.orbitals) for t in tables], dtype=np.int64),
+        "orbital_momenta": np.concatenate([t.orbital_momenta for t in tables]),
+        "orbital_energies": np.concatenate([t.orbital_energies for t in tables]),
+        "orbitals": np.concatenate([t.orbitals for t in tables]),
         **{f"note_{key}": np.array(text) for key, text in (notes or {}).items()},
     }
     with zipfile.ZipFile(path, "w") as archive:
@@ -293,10 +306,9 @@ def read_set(path: str | Path) -> PseudoSet:
         if int(data["format"]) != _SET_FORMAT or not same_grid:
             raise ValueError("made by another version of CrystalJAX")
         name, functional = str(data["name"]), str(data["functional"])
-        ends = np.cumsum(data["projector_counts"])
         tables = {}
         for index, symbol in enumerate(data["symbols"].tolist()):
-            rows = slice(int(ends[index] - data["projector_counts"][index]), int(ends[index]))
+            rows, orbitals = _rows(data["projector_counts"], index), _rows(data["orbital_counts"], index)
             tables[symbol] = RadialTables(
                 symbol=symbol,
                 valence=int(data["valence"][index]),
@@ -306,6 +318,9 @@ def read_set(path: str | Path) -> PseudoSet:
                 angular_momenta=data["angular_momenta"][rows],
                 energies=data["energies"][rows],
                 projectors=data["projectors"][rows],
+                orbital_momenta=data["orbital_momenta"][orbitals],
+                orbital_energies=data["orbital_energies"][orbitals],
+                orbitals=data["orbitals"][orbitals],
                 functional=functional,
                 source={"file": str(data["files"][index]), "sha256": str(data["sha256"][index]), "set": name},
             )
@@ -314,6 +329,12 @@ def read_set(path: str | Path) -> PseudoSet:
             f"{path}: no set of pseudopotentials ({error}); reinstall crystaljax, or use a folder of UPF or psp8 files"
         ) from error
     return PseudoSet(name, tables)
+
+
+def _rows(counts: np.ndarray, index: int) -> slice:
+    """Where the rows of an element are among those of all."""
+    end = int(counts[: index + 1].sum())
+    return slice(end - int(counts[index]), end)
 
 
 def _odd(points: int) -> int:
@@ -342,6 +363,17 @@ def _projector_tables(file: PseudoFile) -> np.ndarray:
                 values = projector.values[:points]
                 row[:] = waves[:, : len(values)] @ (weights[: len(values)] * values)
     return tables
+
+
+def _orbital_tables(file: PseudoFile, r: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """float16 [O, NQB]; r and weights [M] of the integrals."""
+    q = q_grid(Q_MAX_PROJECTOR)
+    tables = np.zeros((len(file.orbitals), len(q)))
+    for row, orbital in zip(tables, file.orbitals, strict=True):
+        points = min(len(r), len(orbital.values))
+        values, waves = orbital.values[:points], spherical_jn(orbital.angular_momentum, np.outer(q, r[:points]))
+        row[:] = waves @ (weights[:points] * r[:points] * values) / math.sqrt(weights[:points] @ values**2)
+    return tables.astype(np.float16)
 
 
 def _diagonal(file: PseudoFile, tables: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,13 @@
 """SCFs with a recovery ladder: those that do not converge are solved again, the others keep their results.
 
 The first attempt is that of a solver without a ladder, program and batch included, so where it converges the ladder
-costs nothing and changes no bit. Every attempt starts afresh, from the density of the atoms.
+costs nothing and changes no bit. Every further attempt starts afresh, from the superposition of the atoms.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from crystaljax.dft_bridge.ladder import PARTLY_FILLED, Climb, same_as_fixed
 from crystaljax.dft_bridge.planewave.rungs import FOOT, ScfRung
-from crystaljax.dft_bridge.planewave.scf import Effort, Problem
+from crystaljax.dft_bridge.planewave.scf import Effort, Guess, Problem
 from crystaljax.dft_bridge.planewave.solver import Finish, Progress, Solution, Solver
 
 from crystaljax.status import Status
@@ -29,12 +30,15 @@ def solve(
     finish: Finish | None = None,
     extra: Any = None,
     progress: Progress | None = None,
+    guesses: Sequence[Guess] | None = None,
+    keep: bool = False,
 ) -> Solution:
     """As :meth:`.Solver.solve`, with more attempts for SCFs that do not converge.
 
     Args:
         climbs: of the crystal of each problem; the problems of a crystal share one.
         property_name: decides where smearing may stand for fixed occupations.
+        guesses: what the first attempts start from. One that fails is repeated from the atoms before it climbs.
     """
     solutions: dict[int, Solution] = {}
     waiting = list(range(len(climbs)))
@@ -44,7 +48,8 @@ def solve(
             groups.setdefault(climbs[i].rung, []).append(i)
         failures: dict[int, list[tuple[int, str]]] = {}
         for rung, members in groups.items():
-            found = _attempt(solver, rung, _take(problems, members), finish, extra, progress)
+            chosen = None if guesses is None or rung != FOOT else [guesses[i] for i in members]
+            found = _attempt(solver, rung, _take(problems, members), finish, extra, progress, chosen, keep)
             for row, i in enumerate(members):
                 solutions[i] = _take(found, row)
                 reason = _problem(solver, rung, solutions[i], property_name)
@@ -61,10 +66,22 @@ def solve(
 
 
 def _attempt(
-    solver: Solver, rung: ScfRung, problems: Problem, finish: Finish | None, extra: Any, progress: Progress | None
+    solver: Solver,
+    rung: ScfRung,
+    problems: Problem,
+    finish: Finish | None,
+    extra: Any,
+    progress: Progress | None,
+    guesses: Sequence[Guess] | None,
+    keep: bool,
 ) -> Solution:
     if rung == FOOT:
-        return solver.solve(problems, finish, extra, progress)
+        found = solver.solve(problems, finish, extra, progress, guesses=guesses, keep=keep)
+        failed = np.flatnonzero(~found.converged)
+        if guesses is None or not len(failed):
+            return found
+        again = solver.solve(_take(problems, failed), finish, extra, progress, keep=keep)
+        return jax.tree.map(functools.partial(_replaced, failed), found, again)
     old = solver.settings
     settings = dataclasses.replace(old, double=old.double or rung.double, width=old.width or rung.width)
     # Wave functions in double precision take twice the memory.
@@ -75,7 +92,10 @@ def _attempt(
         sweeps=jnp.asarray(rung.sweeps, jnp.int32),
     )
     changed = dataclasses.replace(solver, settings=settings, lanes=lanes)
-    return changed.solve(problems, finish, extra, progress, effort)
+    found = changed.solve(problems, finish, extra, progress, effort, keep=keep)
+    if not keep:
+        return found
+    return found.replace(guess=found.guess.replace(waves=found.guess.waves.astype(old.complex_type)))
 
 
 def _problem(solver: Solver, rung: ScfRung, solution: Solution, property_name: str) -> str:
@@ -88,6 +108,13 @@ def _problem(solver: Solver, rung: ScfRung, solution: Solution, property_name: s
     occupied = round(float(np.asarray(solver.basis.weights) @ occupations.sum(axis=1)))
     same = same_as_fixed(solution.eigenvalues, occupations, occupied, property_name)
     return "" if same else PARTLY_FILLED
+
+
+def _replaced(rows: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """``old`` with ``new`` at ``rows``."""
+    result = old.copy()
+    result[rows] = new
+    return result
 
 
 def _take(tree: Any, rows: Any) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from crystaljax.dft_bridge.planewave import fields
 from crystaljax.dft_bridge.planewave.basis import Basis
-from crystaljax.dft_bridge.planewave.eigensolver import Bands, davidson, orthonormalise
+from crystaljax.dft_bridge.planewave.eigensolver import Bands, davidson, hueckel, orthonormalise
 from crystaljax.dft_bridge.planewave.hamiltonian import Hamiltonian, band_density, hamiltonian
 from crystaljax.dft_bridge.planewave.mixing import History, anderson
 from crystaljax.dft_bridge.planewave.occupations import occupy
@@ -25,6 +25,7 @@ from crystaljax.dft_bridge.planewave.potentials import (
     DensityPotential,
     SpeciesTables,
     WavePotential,
+    atomic_orbitals,
     density_potential,
     projector_energies,
     projector_functions,
@@ -33,6 +34,10 @@ from crystaljax.dft_bridge.planewave.potentials import (
 from flax import struct
 
 _HOPELESS = 1e-3  # Ha per atom
+_NOISE = 0.05  # as pw.x has it
+_KEPT_SHARE = 0.1
+_TIGHTEST = 1e-9
+"""Ha per atom: such a residual is small enough whatever the SCF started from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +55,7 @@ class ScfSettings:
         mixing: share of the residual that is mixed in.
         history: how many densities are mixed.
         expansions: blocks by which the Davidson space grows in an SCF step.
-        warm_up: first steps, in which the density stays that of the atoms.
+        warm_up: first steps of an SCF that starts from random waves, in which the density stays that of the atoms.
         patience: steps after which an SCF struggles that is far from its end: from then on its smearing is annealed,
             see :func:`.occupations.annealed`, and ``damped`` takes the place of ``mixing``.
         damped: share of the residual that is mixed in by an SCF that struggles.
@@ -128,6 +133,8 @@ class ScfState:
 
     Attributes:
         iteration: SCF steps done, those of the warm-up counted.
+        warm_up: first steps, in which the density stays as it is.
+        tolerance: Ha per atom, for the error.
         density: complex [G] bohr^-3, the next input.
         history: of mixing.
         waves: complex [K, bands, P].
@@ -142,6 +149,8 @@ class ScfState:
     """
 
     iteration: jax.Array
+    warm_up: jax.Array
+    tolerance: jax.Array
     density: jax.Array
     history: History
     waves: jax.Array
@@ -159,6 +168,23 @@ class ScfState:
     def done(self) -> jax.Array:
         """Nothing more will change."""
         return self.converged | self.failed
+
+
+@struct.dataclass
+class Guess:
+    """What an SCF starts from.
+
+    Attributes:
+        waves: complex [K, bands, P], linearly independent.
+        deformation: complex [G] electrons, the density without that of the atoms, times the volume.
+        warm_up: int, first steps, in which the density stays as it is.
+        share: of the tolerance of the settings, below which the SCF has converged.
+    """
+
+    waves: jax.Array
+    deformation: jax.Array
+    warm_up: jax.Array
+    share: jax.Array
 
 
 class Energy(NamedTuple):
@@ -197,16 +223,56 @@ def random_waves(basis: Basis, settings: ScfSettings, seed: int = 0) -> jax.Arra
     return jnp.asarray(waves, settings.complex_type)
 
 
-def start(basis: Basis, settings: ScfSettings, prepared: Prepared, waves: jax.Array) -> ScfState:
-    """The state before the first step, with the atoms' density and the given waves [K, bands, P]."""
+def atomic_guess(
+    basis: Basis, tables: SpeciesTables, settings: ScfSettings, problem: Problem, noise: jax.Array
+) -> Guess:
+    """The superposition of atoms: their density, and their orbitals as far as there are bands, then random waves.
+
+    Args:
+        noise: complex [K, bands, P], of :func:`random_waves`. A little of it goes to each orbital: else bands of a
+            symmetry that no orbital has would be missed, and orbitals of atoms that are close linearly dependent.
+    """
+    members = 2 * np.array(tables.orbital_channels, int) + 1
+    holds = 2 * (tables.orbital_energies < 0) @ members  # [E] electrons
+    energies = jnp.repeat(tables.orbital_energies[problem.species], members, axis=1, total_repeat_length=members.sum())
+    energies = energies.reshape(-1).astype(settings.real_type)
+    more = max(settings.bands - len(energies), 0)
+    share = jnp.where(jnp.arange(settings.bands) < jnp.sum(energies < 0), _NOISE, 1.0).astype(settings.real_type)
+
+    def at(kpoint: tuple[jax.Array, ...]) -> jax.Array:
+        here, millers, valid, random = kpoint
+        atoms = problem.lattice, problem.frac_coords, problem.species
+        orbitals = atomic_orbitals(basis, tables, *atoms, here, millers, valid).astype(settings.complex_type)
+        combined = hueckel(orbitals, energies)[: settings.bands] @ orbitals
+        return jnp.pad(combined, ((0, more), (0, 0))) + share[:, None] * random
+
+    waves = jax.lax.map(at, (basis.kpoints, basis.millers, basis.valid, noise))
+    nothing = jnp.zeros(basis.n_density, jnp.complex128)
+    warm_up = jnp.where(jnp.all((holds >= tables.valence)[problem.species]), 0, settings.warm_up)
+    return Guess(waves, nothing, warm_up, jnp.ones(()))
+
+
+def kept(prepared: Prepared, state: ScfState) -> Guess:
+    """What another cell of the crystal can start from.
+
+    Steps are fewer then, and the waves less converged where the density is: the residual must become smaller.
+    """
+    deformation = (state.density - prepared.density.start) * prepared.density.volume
+    return Guess(state.waves, deformation, jnp.zeros((), jnp.int32), jnp.asarray(_KEPT_SHARE))
+
+
+def start(basis: Basis, settings: ScfSettings, prepared: Prepared, guess: Guess) -> ScfState:
+    """The state before the first step."""
     bands = jnp.zeros((basis.n_kpoints, settings.bands))
-    density = prepared.density.start
+    density = prepared.density.start + guess.deformation * (prepared.density.mask / prepared.density.volume)
     zero = jnp.zeros(())
     return ScfState(
         iteration=jnp.zeros((), jnp.int32),
+        warm_up=jnp.asarray(guess.warm_up, jnp.int32),
+        tolerance=jnp.maximum(settings.tolerance * guess.share, min(settings.tolerance, _TIGHTEST)),
         density=density,
         history=History.empty(settings.history, basis.n_density, density.dtype),
-        waves=waves * prepared.waves.mask[:, None].astype(settings.real_type),
+        waves=guess.waves * prepared.waves.mask[:, None].astype(settings.real_type),
         eigenvalues=bands,
         residuals=bands,
         numbers=bands,
@@ -247,12 +313,14 @@ def step(
     mixed, history = anderson(state.history, state.density, residual, norm, share)
 
     most = settings.max_iterations if effort is None else effort.max_iterations
-    warming = state.iteration < settings.warm_up
+    warming = state.iteration < state.warm_up
     iteration = state.iteration + 1
     sound = jnp.isfinite(error) & jnp.all(jnp.isfinite(eigenvalues))
-    converged = ~warming & sound & (error < settings.tolerance * atoms)
+    converged = ~warming & sound & (error < state.tolerance * atoms)
     new = ScfState(
         iteration=iteration,
+        warm_up=state.warm_up,
+        tolerance=state.tolerance,
         density=jnp.where(warming, state.density, mixed),
         history=jax.tree.map(lambda old, new: jnp.where(warming, old, new), state.history, history),
         waves=bands.waves,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from crystaljax.dft_bridge.planewave import fields, scf
 from crystaljax.dft_bridge.planewave.basis import Basis
 from crystaljax.dft_bridge.planewave.eigensolver import Bands
 from crystaljax.dft_bridge.planewave.potentials import SpeciesTables
-from crystaljax.dft_bridge.planewave.scf import Effort, Energy, Prepared, Problem, ScfSettings, ScfState
+from crystaljax.dft_bridge.planewave.scf import Effort, Energy, Guess, Prepared, Problem, ScfSettings, ScfState
 from flax import struct
 
 _BAND_SWEEPS = 20
@@ -37,6 +37,7 @@ class Solution:
         eigenvalues: [K, bands] Ha.
         numbers: [K, bands] occupations.
         extra: what the caller's ``finish`` added.
+        guess: what another cell can start from, where it was asked for.
     """
 
     converged: Any
@@ -47,6 +48,11 @@ class Solution:
     eigenvalues: Any
     numbers: Any
     extra: Any
+    guess: Guess | None = None
+
+    def guess_of(self, i: int) -> Guess:
+        """What another cell of the ``i``-th crystal can start from."""
+        return _take(self.guess, i)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,6 +77,8 @@ class Solver:
         extra: Any = None,
         progress: Progress | None = None,
         effort: Effort | None = None,
+        guesses: Sequence[Guess] | None = None,
+        keep: bool = False,
     ) -> Solution:
         """The solutions of all problems, in their order, as NumPy arrays.
 
@@ -81,14 +89,16 @@ class Solver:
             extra: an argument for ``finish`` (a pytree).
             progress: called after every step with the number of crystals done and the number of lanes at work.
             effort: of SCFs that are tried again; without it the program is that of the settings alone.
+            guesses: what each crystal starts from; the superposition of its atoms without them.
+            keep: whether solutions have a ``guess``.
         """
         count = len(problems.species)
         lanes = min(self.lanes, 1 << (count - 1).bit_length())  # few shapes, so few programs
         width = max(1, lanes // _REFILL_SHARE)
         problems = jax.tree.map(np.asarray, problems)
-        waves = scf.random_waves(self.basis, self.settings)
+        noise = scf.random_waves(self.basis, self.settings)
         occupant = np.full(lanes, -1)
-        batch = _empty(self.basis, self.tables, self.settings, _take(problems, np.zeros(lanes, int)), waves)
+        batch = _empty(self.basis, self.tables, self.settings, _take(problems, np.zeros(lanes, int)))
         solutions: dict[int, Solution] = {}
         waiting = list(range(count))[::-1]
         while True:
@@ -99,6 +109,8 @@ class Solver:
             if len(ready) >= width or (last and len(ready)):
                 for rows in _chunks(ready, width):
                     found = _finish(self.basis, self.tables, self.settings, finish, batch, _padded(rows, width), extra)
+                    if keep:
+                        found = found.replace(guess=_kept(batch, _padded(rows, width)))
                     found = jax.device_get(found)
                     for i, lane in enumerate(rows):
                         solutions[int(occupant[lane])] = _take(found, i)
@@ -109,9 +121,12 @@ class Solver:
                     for lane in rows:
                         occupant[lane] = waiting.pop()
                     rows = _padded(rows, width)
-                    batch = _fill(
-                        self.basis, self.tables, self.settings, batch, rows, _take(problems, occupant[rows]), waves
-                    )
+                    chosen = _take(problems, occupant[rows])
+                    if guesses is None:
+                        guess = _guess(self.basis, self.tables, self.settings, chosen, noise)
+                    else:
+                        guess = jax.tree.map(lambda *parts: np.stack(parts), *(guesses[i] for i in occupant[rows]))
+                    batch = _fill(self.basis, self.tables, self.settings, batch, rows, chosen, guess)
             if progress is not None:
                 progress(len(solutions), int((occupant >= 0).sum()))
             if (occupant < 0).all():
@@ -225,17 +240,21 @@ def bands_and_energy(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _empty(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems: Problem, waves: jax.Array) -> Lane:
+def _empty(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems: Problem) -> Lane:
     """Lanes with nothing to do."""
 
     def lane(problem: Problem) -> Lane:
-        prepared = scf.prepare(basis, tables, settings, problem)
-        state = scf.start(basis, settings, prepared, waves)
-        return Lane(problem, prepared, state.replace(failed=jnp.ones((), bool)))
+        waves = jnp.zeros((basis.n_kpoints, settings.bands, basis.n_waves), settings.complex_type)
+        return _lane(basis, tables, settings, problem, scf.atomic_guess(basis, tables, settings, problem, waves))
 
     shapes = jax.eval_shape(jax.vmap(lane), problems)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return zeros.replace(state=zeros.state.replace(failed=jnp.ones_like(zeros.state.failed)))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _guess(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems: Problem, noise: jax.Array) -> Guess:
+    return jax.vmap(lambda problem: scf.atomic_guess(basis, tables, settings, problem, noise))(problems)
 
 
 @functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
@@ -246,15 +265,16 @@ def _fill(
     batch: Lane,
     rows: jax.Array,
     problems: Problem,
-    waves: jax.Array,
+    guesses: Guess,
 ) -> Lane:
     """The batch with new problems in the lanes ``rows``."""
+    new = jax.vmap(lambda *one: _lane(basis, tables, settings, *one))(problems, guesses)
+    return jax.tree.map(lambda old, new: old.at[rows].set(new), batch, new)
 
-    def lane(problem: Problem) -> Lane:
-        prepared = scf.prepare(basis, tables, settings, problem)
-        return Lane(problem, prepared, scf.start(basis, settings, prepared, waves))
 
-    return jax.tree.map(lambda old, new: old.at[rows].set(new), batch, jax.vmap(lane)(problems))
+def _lane(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problem: Problem, guess: Guess) -> Lane:
+    prepared = scf.prepare(basis, tables, settings, problem)
+    return Lane(problem, prepared, scf.start(basis, settings, prepared, guess))
 
 
 @functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
@@ -289,6 +309,11 @@ def _finish(
         )
 
     return jax.vmap(one)(jax.tree.map(lambda x: x[rows], batch))
+
+
+@jax.jit
+def _kept(batch: Lane, rows: jax.Array) -> Guess:
+    return jax.vmap(lambda lane: scf.kept(lane.prepared, lane.state))(jax.tree.map(lambda x: x[rows], batch))
 
 
 def _take(tree: Any, rows: Any) -> Any:
