@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from crystaljax.caveats import NONE, Caveat
+
 if TYPE_CHECKING:
     from crystaljax.dft_bridge.store.merge import Merged
 
@@ -134,12 +136,13 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
         raise ValueError(f"--limit is {limit}; give at least 1")
     query = Query(elements=tuple(filter(None, elements.replace(" ", "").split(","))), **conditions)
     opened, problems = _open(store), []
-    rows = itertools.islice(query.select(opened.rows(data=json, problems=problems)), limit)
+    # Old rows have what caveats follow from in their data.
+    rows = itertools.islice(query.select(opened.rows(problems=problems)), limit)
     with _standard_output() as out:
         if json:
             write_lines(rows, out, opened.version())
             return _left_out(problems)
-        header = ("id", "formula", "property", "value", "status", "engine", "seconds")
+        header = ("id", "formula", "property", "value", "status", "engine", "seconds", "caveats")
         lines = [
             (
                 str(row.id),
@@ -149,11 +152,15 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
                 row.status.name,
                 row.pairs["engine"],
                 f"{row.pairs['seconds']:.1f}",
+                row.pairs.get("caveats", "").replace(NONE, ""),
             )
-            for row in rows
+            for row in (row.with_caveats() for row in rows)
         ]
         _print_table(header, lines)
         print(f"{len(lines)} results")
+        for caveat in Caveat:
+            if any(caveat.name in line[-1].split() for line in lines):
+                print(f"{caveat.name}: {caveat.value}")
     return _left_out(problems)
 
 

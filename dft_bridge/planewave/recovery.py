@@ -29,6 +29,7 @@ def solve(
     finish: Finish | None = None,
     extra: Any = None,
     progress: Progress | None = None,
+    besides: Finish | None = None,
 ) -> Solution:
     """As :meth:`.Solver.solve`, with more attempts for SCFs that do not converge.
 
@@ -44,7 +45,7 @@ def solve(
             groups.setdefault(climbs[i].rung, []).append(i)
         failures: dict[int, list[tuple[int, str]]] = {}
         for rung, members in groups.items():
-            found = _attempt(solver, rung, _take(problems, members), finish, extra, progress)
+            found = _attempt(solver, rung, _take(problems, members), finish, extra, progress, besides)
             for row, i in enumerate(members):
                 solutions[i] = _take(found, row)
                 reason = _problem(solver, rung, solutions[i], property_name)
@@ -61,10 +62,16 @@ def solve(
 
 
 def _attempt(
-    solver: Solver, rung: ScfRung, problems: Problem, finish: Finish | None, extra: Any, progress: Progress | None
+    solver: Solver,
+    rung: ScfRung,
+    problems: Problem,
+    finish: Finish | None,
+    extra: Any,
+    progress: Progress | None,
+    besides: Finish | None,
 ) -> Solution:
     if rung == FOOT:
-        return solver.solve(problems, finish, extra, progress)
+        return solver.solve(problems, finish, extra, progress, besides=besides)
     old = solver.settings
     settings = dataclasses.replace(old, double=old.double or rung.double, width=old.width or rung.width)
     # Wave functions in double precision take twice the memory.
@@ -75,7 +82,7 @@ def _attempt(
         sweeps=jnp.asarray(rung.sweeps, jnp.int32),
     )
     changed = dataclasses.replace(solver, settings=settings, lanes=lanes)
-    return changed.solve(problems, finish, extra, progress, effort)
+    return changed.solve(problems, finish, extra, progress, effort, besides)
 
 
 def _problem(solver: Solver, rung: ScfRung, solution: Solution, property_name: str) -> str:
