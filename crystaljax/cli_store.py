@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from crystaljax.caveats import NONE, Caveat
-
 if TYPE_CHECKING:
     from crystaljax.dft_bridge.store.merge import Merged
 
@@ -129,6 +127,7 @@ def _stats(store: str | None, json: bool) -> int:
 
 
 def _query(store: str | None, json: bool, limit: int | None, elements: str, **conditions: Any) -> int:
+    from crystaljax.caveats import NONE, Caveat
     from crystaljax.dft_bridge.store.export import write_lines
     from crystaljax.dft_bridge.store.query import Query
 

@@ -387,7 +387,7 @@ def test_reports_of_a_run_show_them(tmp_path):
         line = {"update": 1, "elements": entry.elements, "skeleton": 0, "value": entry.value, "status": "OK"}
         ledger.add_line(line | {"reward": -0.1})
     origin = report.Origin(env.evaluator.label, {}, float(params.target))
-    paths = report.write_best(tmp_path, env, ledger, origin)
+    paths = report.write_best(tmp_path, env, ledger, origin, updates=1)
     entries = json.loads((tmp_path / "best.json").read_text())["crystals"]
     assert [entry["caveats"] for entry in entries] == [["EXTRAPOLATED"], []]
     line = f"# caveat EXTRAPOLATED: {Caveat.EXTRAPOLATED.value}\n"
