@@ -26,7 +26,8 @@ from crystaljax.agents.runs import Run
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from crystaljax import viewer
+from crystaljax import caveats, viewer
+from crystaljax.caveats import Caveat
 from crystaljax.rewards import OBJECTIVES
 from crystaljax.run_folder import crystal_file
 
@@ -348,16 +349,19 @@ def _crystals(group: Group, prefix: str) -> list[page.Block]:
     if not best:
         return [page.Text("No crystal has a value yet.")]
     shown = list(best.values())[:SHOWN_CRYSTALS]
-    return [page.Pictures([_crystal(run, entry, f"{prefix}-{i}") for i, (run, entry) in enumerate(shown, start=1)])]
+    pictures = page.Pictures([_crystal(run, entry, f"{prefix}-{i}") for i, (run, entry) in enumerate(shown, start=1)])
+    present = {caveat for _, entry in shown for caveat in caveats.parse(entry.get("caveats") or ())}
+    return [pictures, *(page.Text(f"{caveat.name}: {caveat.value}") for caveat in Caveat if caveat in present)]
 
 
 def _crystal(run: Run, entry: dict[str, Any], name: str) -> page.Picture:
     atoms = Atoms(entry["elements"], cell=entry["lattice"], scaled_positions=entry["frac_coords"], pbc=True)
     label = run.best["property"].replace("_", " ")
     mark = " (surrogate)" if run.surrogate else ""
+    codes = " ".join(caveats.names(caveats.parse(entry.get("caveats") or ())))
     caption = (
-        f"{entry['formula']}: {label} {entry['value']:.3f} {run.best['unit']}{mark}, reward {entry['reward']:.3f}, "
-        f"seed {run.config.seed}"
+        f"{entry['formula']}: {label} {entry['value']:.3f} {run.best['unit']}{mark}{codes and f' [{codes}]'}, "
+        f"reward {entry['reward']:.3f}, seed {run.config.seed}"
     )
     picture = viewer.png(viewer.draw(atoms, figure_size=2.6))
     return page.Picture(f"{name}-{entry['formula']}", picture, caption, crystal_file(run.folder, entry))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ import numpy as np
 from ase import Atoms
 from crystaljax.agents.ledger import Episode, Ledger
 
-from crystaljax import files
+from crystaljax import caveats, files
+from crystaljax.caveats import Caveat
 from crystaljax.env import CrystalEnv
 from crystaljax.run_folder import BEST, CRYSTALS, RunFolderError
 
@@ -54,6 +56,17 @@ def to_atoms(env: CrystalEnv, crystal: Episode) -> Atoms:
     return Atoms(crystal.elements, cell=skeleton.lattice, scaled_positions=skeleton.frac_coords, pbc=True)
 
 
+def caveats_of(env: CrystalEnv, crystals: Sequence[Episode]) -> list[tuple[Caveat, ...] | None]:
+    """What a reader must know of the values; ``None`` where there is no value, or nobody knows."""
+    look_up, valued = env.evaluator.caveats, [crystal for crystal in crystals if crystal.value is not None]
+    if look_up is None or not valued:
+        return [None] * len(crystals)
+    numbers = [env.vocabulary.numbers[env.vocabulary.indices(crystal.elements)] for crystal in valued]
+    found = look_up([(z, crystal.skeleton) for z, crystal in zip(numbers, valued, strict=True)])
+    of_crystal = {id(crystal): known for crystal, known in zip(valued, found, strict=True)}
+    return [of_crystal.get(id(crystal)) for crystal in crystals]
+
+
 def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin, updates: int) -> list[Path]:
     """The best distinct crystals after so many updates, as ``best/NN_formula.cif`` and ``best.json``.
 
@@ -71,15 +84,16 @@ def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin, up
     target_folder = files.make_folder(folder / CRYSTALS)
     old = {path for path in target_folder.glob("*.cif") if _of_a_run(path)}
     paths, entries = [], []
-    for rank, crystal in enumerate(ledger.best(BEST_COUNT), start=1):
+    best = ledger.best(BEST_COUNT)
+    for rank, (crystal, known) in enumerate(zip(best, caveats_of(env, best), strict=True), start=1):
         path = target_folder / f"{rank:02}_{crystal.formula}.cif"
-        comments = "".join(f"# {line}\n" for line in _provenance(env, crystal, origin))
+        comments = "".join(f"# {line}\n" for line in _provenance(env, crystal, known, origin))
         structure = AseAtomsAdaptor.get_structure(to_atoms(env, crystal))
         if os.path.lexists(path) and path not in old:
             raise RunFolderError(f"{path} was not written by a run, but has the name of a file of it; move it away")
         files.replace_text(path, comments + str(CifWriter(structure)))
         paths.append(path)
-        entries.append({"rank": rank, "file": str(path.relative_to(folder)), **_entry(env, crystal)})
+        entries.append({"rank": rank, "file": str(path.relative_to(folder)), **_entry(env, crystal, known)})
     heading = {
         "task": env.name,
         "property": env.objective.property,
@@ -109,12 +123,13 @@ def _title(formula: str) -> str:
     return f"{formula}, designed by CrystalJAX, task "
 
 
-def _entry(env: CrystalEnv, crystal: Episode) -> dict[str, Any]:
+def _entry(env: CrystalEnv, crystal: Episode, known: tuple[Caveat, ...] | None) -> dict[str, Any]:
     skeleton = env.skeletons[crystal.skeleton]
     return {
         "formula": crystal.formula,
         "elements": list(crystal.elements),
         "value": crystal.value,
+        "caveats": None if known is None else caveats.names(known),
         "status": crystal.status,
         "reward": crystal.reward,
         "episode": crystal.episode,
@@ -124,12 +139,13 @@ def _entry(env: CrystalEnv, crystal: Episode) -> dict[str, Any]:
     }
 
 
-def _provenance(env: CrystalEnv, crystal: Episode, origin: Origin) -> list[str]:
+def _provenance(env: CrystalEnv, crystal: Episode, known: tuple[Caveat, ...] | None, origin: Origin) -> list[str]:
     """Comment lines of a CIF file."""
     skeleton, objective = env.skeletons[crystal.skeleton], env.objective
     lines = [
         f"{_title(crystal.formula)}{env.name}",
         f"{objective.property}: {crystal.value:.6g} {objective.unit}",
+        *(f"caveat {caveat.name}: {caveat.value}" for caveat in known or ()),
         f"status: {crystal.status}",
         f"target: {origin.target:.6g} {objective.unit}",
         f"reward: {crystal.reward:.6g}",
@@ -172,11 +188,12 @@ def draw_curve(path: Path, env: CrystalEnv, metrics: list[dict[str, Any]], origi
 def best_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:
     """The best distinct crystals of a run."""
     evaluated = len(ledger.crystals) - ledger.refused
-    table = _crystal_table(env, ledger.best(BEST_COUNT))
+    best = ledger.best(BEST_COUNT)
+    table = _crystal_table(env, best)
     table.title = f"Best crystals, {env.name} (target {origin.target:g} {env.objective.unit})"
     table.caption = (
         f"{ledger.episodes} episodes, {evaluated} distinct crystals evaluated, {ledger.refused} refused without a "
-        f"calculation. Values: {origin.label}"
+        f"calculation. Values: {origin.label}{_explained(env, best)}"
     )
     return table
 
@@ -188,7 +205,7 @@ def designs_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:
     table.title = f"Designs for {env.name} (target {origin.target:g} {env.objective.unit})"
     table.caption = (
         f"{ledger.episodes} episodes, mean reward {ledger.mean_reward:.4f}, {len(ledger.crystals)} distinct crystals. "
-        f"Values: {origin.label}"
+        f"Values: {origin.label}{_explained(env, by_reward)}"
     )
     return table
 
@@ -197,18 +214,29 @@ def _crystal_table(env: CrystalEnv, crystals: list[Episode]) -> Table:
     from rich.table import Table
 
     table = Table()
+    known = caveats_of(env, crystals)
+    doubtful = any(known)
     several = len(env.skeletons) > 1
     table.add_column("#", justify="right")
     table.add_column("crystal")
     if several:
         table.add_column("skeleton")
     table.add_column(property_title(env), justify="right")
+    if doubtful:
+        table.add_column("caveats")
     table.add_column("reward", justify="right")
     table.add_column("outcome")
     table.add_column("episode", justify="right")
-    for rank, crystal in enumerate(crystals, start=1):
+    for rank, (crystal, codes) in enumerate(zip(crystals, known, strict=True), start=1):
         skeleton = [env.skeletons[crystal.skeleton].name] if several else []
         value = "-" if crystal.value is None else f"{crystal.value:.3f}"
-        rest = (value, f"{crystal.reward:.4f}", crystal.status, str(crystal.episode))
+        told = [" ".join(caveats.names(codes or ()))] if doubtful else []
+        rest = (value, *told, f"{crystal.reward:.4f}", crystal.status, str(crystal.episode))
         table.add_row(str(rank), crystal.formula, *skeleton, *rest)
     return table
+
+
+def _explained(env: CrystalEnv, crystals: Sequence[Episode]) -> str:
+    """What the codes in a table mean, a line each, after what its caption says; empty without codes."""
+    present = {caveat for known in caveats_of(env, crystals) for caveat in known or ()}
+    return "".join(f"\n{caveat.name}: {caveat.value}" for caveat in Caveat if caveat in present)

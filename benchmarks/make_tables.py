@@ -24,6 +24,7 @@ from crystaljax.dft_bridge import Bridge, Request, open_bridge
 from crystaljax.dft_bridge.engines.base import Result
 
 from crystaljax import library, tables
+from crystaljax.caveats import Caveat
 from crystaljax.elements import SMALL
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
@@ -105,7 +106,9 @@ def _entry(symbols: tuple[str, ...], result: Result, property_name: str) -> tabl
     if result.status != Status.OK:
         return tables.Entry(symbols, result.status, None, result.message, details)
     value = details["energy"] if property_name == "total_energy" else result.value
-    return tables.Entry(symbols, result.status, float(value), "", details)
+    of_gap = {Caveat.FEW_KPOINTS} if property_name == "total_energy" else set()
+    told = tuple(caveat for caveat in result.caveats if caveat not in of_gap)
+    return tables.Entry(symbols, result.status, float(value), "", details, told)
 
 
 def _worth_keeping(fact: Any) -> bool:

@@ -127,6 +127,7 @@ def _stats(store: str | None, json: bool) -> int:
 
 
 def _query(store: str | None, json: bool, limit: int | None, elements: str, **conditions: Any) -> int:
+    from crystaljax.caveats import NONE, Caveat
     from crystaljax.dft_bridge.store.export import write_lines
     from crystaljax.dft_bridge.store.query import Query
 
@@ -134,12 +135,13 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
         raise ValueError(f"--limit is {limit}; give at least 1")
     query = Query(elements=tuple(filter(None, elements.replace(" ", "").split(","))), **conditions)
     opened, problems = _open(store), []
-    rows = itertools.islice(query.select(opened.rows(data=json, problems=problems)), limit)
+    # Old rows have what caveats follow from in their data.
+    rows = itertools.islice(query.select(opened.rows(problems=problems)), limit)
     with _standard_output() as out:
         if json:
             write_lines(rows, out, opened.version())
             return _left_out(problems)
-        header = ("id", "formula", "property", "value", "status", "engine", "seconds")
+        header = ("id", "formula", "property", "value", "status", "engine", "seconds", "caveats")
         lines = [
             (
                 str(row.id),
@@ -149,11 +151,15 @@ def _query(store: str | None, json: bool, limit: int | None, elements: str, **co
                 row.status.name,
                 row.pairs["engine"],
                 f"{row.pairs['seconds']:.1f}",
+                row.pairs.get("caveats", "").replace(NONE, ""),
             )
-            for row in rows
+            for row in (row.with_caveats() for row in rows)
         ]
         _print_table(header, lines)
         print(f"{len(lines)} results")
+        for caveat in Caveat:
+            if any(caveat.name in line[-1].split() for line in lines):
+                print(f"{caveat.name}: {caveat.value}")
     return _left_out(problems)
 
 

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
-from crystaljax.evaluators import Deferred
 from crystaljax.status import Status
 
 NO_TICKET = -1
@@ -46,8 +45,11 @@ class DelayedRewards:
 
     def __init__(self, env: CrystalEnv, lanes: int = 1):
         """``lanes``: environments in parallel. Raises ``ValueError`` for an environment that evaluates at once."""
-        if env.evaluator.label != Deferred().label:
-            raise ValueError("the environment evaluates its crystals at once; make it with evaluator=Deferred()")
+        if not env.evaluator.deferred:
+            raise ValueError(
+                f"the environment evaluates its crystals at once ({env.evaluator.label}); make it with "
+                "evaluator=Deferred()"
+            )
         self.env, self.lanes = env, lanes
 
     def __getattr__(self, name: str) -> Any:
@@ -67,7 +69,11 @@ class DelayedRewards:
     def step(
         self, key: jax.Array, state: DelayedState, action: int | jax.Array, params: EnvParams | None = None
     ) -> tuple[Any, DelayedState, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
-        """As :meth:`CrystalEnv.step`; ``info["ticket"]`` is int32 [], :data:`NO_TICKET` unless an episode ended."""
+        """As :meth:`CrystalEnv.step`, with two more entries in ``info``.
+
+        ``ticket`` is int32 [], :data:`NO_TICKET` unless an episode ended; ``target`` is float32 [], what the episode
+        aimed at, so that its reward is that of its own target when it comes, under ``vmap`` over targets too.
+        """
         observation, env_state, reward, terminated, truncated, info = self.env.step(
             key, state.env_state, action, params
         )
@@ -75,7 +81,8 @@ class DelayedRewards:
         ticket = jnp.where(pending, state.ticket, NO_TICKET)
         state = DelayedState(env_state, state.ticket + jnp.where(pending, self.lanes, 0))
         reward = jnp.where(pending, 0.0, reward)
-        return observation, state, reward, terminated, truncated, {**info, "ticket": ticket}
+        target = jnp.asarray((self.env.default_params if params is None else params).target, jnp.float32)
+        return observation, state, reward, terminated, truncated, {**info, "ticket": ticket, "target": target}
 
     def decide(self, state: DelayedState, action: int | jax.Array) -> DelayedState:
         """As :meth:`CrystalEnv.decide`."""

@@ -8,7 +8,7 @@ their protocol, and evaluators that never leave the accelerator.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NamedTuple, Protocol
 
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from crystaljax import tables
+from crystaljax.caveats import Caveat
 from crystaljax.elements import Vocabulary, masses
 from crystaljax.errors import CrystalJAXError
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
@@ -61,12 +62,17 @@ class BoundEvaluator(NamedTuple):
             disk full). Call it between compiled programs.
         label: where values come from, such as ``gpaw`` or ``surrogate: ...``; shown wherever values appear.
         landscape: all outcomes there are, where they are known; the environment then tells the regret.
+        deferred: whether it evaluates nothing, so that every value comes later (:class:`Deferred`).
+        caveats: on the host, of crystals that have a value, (atomic numbers int [N], index of the skeleton) each: what
+            a reader must know of it, or ``None`` where that is not known. Left out by evaluators that know of none.
     """
 
     query: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
     check: Callable[[], None]
     label: str
     landscape: Landscape | None = None
+    deferred: bool = False
+    caveats: Callable[[Sequence[tuple[np.ndarray, int]]], list[tuple[Caveat, ...] | None]] | None = None
 
 
 class Evaluator(Protocol):
@@ -165,7 +171,10 @@ class TableEvaluator:
             entry = jnp.asarray(row)[(jnp.asarray(index)[numbers[sites]] * weights).sum(dtype=jnp.int32)]
             return jnp.asarray(landscape.values)[entry], jnp.asarray(landscape.statuses)[entry]
 
-        return BoundEvaluator(query, _nothing_to_check, table.label, landscape)
+        def caveats(crystals: Sequence[tuple[np.ndarray, int]]) -> list[tuple[Caveat, ...] | None]:
+            return [table.caveats(table.entry(tables.symbols_of(numbers))) for numbers, _ in crystals]
+
+        return BoundEvaluator(query, _nothing_to_check, table.label, landscape, caveats=caveats)
 
 
 def shipped_table(problem: Problem) -> tables.Table:
@@ -229,7 +238,7 @@ class Deferred:
             del numbers, skeleton
             return jnp.float32(0), jnp.where(pending, Status.PENDING, Status.OK).astype(jnp.int32)
 
-        return BoundEvaluator(query, _nothing_to_check, self.label)
+        return BoundEvaluator(query, _nothing_to_check, self.label, deferred=True)
 
 
 _BUILT_IN: dict[str, Evaluator] = {"table": TableEvaluator(), "unrelaxed-density": UNRELAXED_DENSITY}

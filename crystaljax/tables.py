@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
+from crystaljax import caveats
+from crystaljax.caveats import Caveat
 from crystaljax.elements import Vocabulary
 from crystaljax.errors import CrystalJAXError
 from crystaljax.files import replace_text
@@ -50,6 +52,7 @@ class Entry:
         value: in the unit of the property; ``None`` unless ``status`` is ``OK``.
         message: the reason of a failure.
         details: facts about this calculation: cut-off in Ha, k-points, SCF steps, CPU seconds ...
+        caveats: as its engine told them; ``None`` in tables that are older than caveats (see :meth:`Table.caveats`).
     """
 
     elements: tuple[str, ...]
@@ -57,6 +60,7 @@ class Entry:
     value: float | None = None
     message: str = ""
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    caveats: tuple[Caveat, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +100,14 @@ class Table:
     def statuses(self) -> np.ndarray:
         """int32 [E]."""
         return np.array([entry.status for entry in self.entries], np.int32)
+
+    def caveats(self, entry: Entry) -> tuple[Caveat, ...]:
+        """What a reader must know of an entry's value; of an older table, what follows from its crystal and details."""
+        if entry.value is None or entry.caveats is not None:
+            return entry.caveats or ()
+        numbers = np.array([atomic_numbers[symbol] for symbol in entry.elements])
+        sites = self.skeleton.lattice, self.skeleton.frac_coords, numbers
+        return caveats.derive(*sites, self.property, entry.details, self.origin["settings"])
 
     def entry(self, symbols: Sequence[str]) -> Entry:
         """The entry of a crystal, given the element of each site; raises ``TableError`` if the table has none."""
@@ -199,7 +211,8 @@ def _header(table: Table) -> dict[str, Any]:
 
 def _to_json(entry: Entry) -> dict[str, Any]:
     shown = {"elements": list(entry.elements), "status": entry.status.name, "value": entry.value}
-    return shown | {"message": entry.message, "details": dict(entry.details)}
+    known = {} if entry.caveats is None else {"caveats": caveats.names(entry.caveats)}
+    return shown | {"message": entry.message, "details": dict(entry.details)} | known
 
 
 def _from_json(header: dict[str, Any], entries: list[dict[str, Any]]) -> Table:
@@ -215,7 +228,15 @@ def _from_json(header: dict[str, Any], entries: list[dict[str, Any]]) -> Table:
         ),
         vocabulary=Vocabulary(vocabulary["name"], tuple(vocabulary["symbols"])),
         entries=tuple(
-            Entry(tuple(e["elements"]), Status[e["status"]], e["value"], e["message"], e["details"]) for e in entries
+            Entry(
+                tuple(e["elements"]),
+                Status[e["status"]],
+                e["value"],
+                e["message"],
+                e["details"],
+                caveats.parse(e["caveats"]) if "caveats" in e else None,
+            )
+            for e in entries
         ),
         origin=header["origin"],
     )

@@ -107,6 +107,7 @@ def draw_run(folder: str | os.PathLike[str]) -> Figure:
     name, unit = plain(best["property"].replace("_", " ")), plain(best["unit"])
     titles = [
         f"{_subscripts(c['formula'])}\n{name} {c['value']:.2f} {unit}, reward {c['reward']:.3f}"
+        + "".join(f"\n{plain(str(code))}" for code in c.get("caveats") or ())
         for c in best["crystals"]
     ]
     heading = f"{plain(best['task'])}, target {best['target']:g} {unit}"

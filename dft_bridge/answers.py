@@ -56,6 +56,11 @@ class Answers:
                     self._promises[key] = claim.mine[key] = Future()
         return claim
 
+    def remembered(self, keys: Iterable[str]) -> dict[str, Result]:
+        """Those results that are in memory; nothing is promised."""
+        with self._lock:
+            return {key: self._remembered[key] for key in keys if key in self._remembered}
+
     def settle(self, results: Mapping[str, Result]) -> None:
         """Keep promises; everything but what was cancelled is remembered."""
         with self._lock:

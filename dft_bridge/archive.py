@@ -5,10 +5,17 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from crystaljax.dft_bridge.engines.base import CrystalFingerprint, Engine, Result, tells_of_the_machine
+from crystaljax.dft_bridge.caveats import with_caveats
+from crystaljax.dft_bridge.engines.base import (
+    CrystalFingerprint,
+    Engine,
+    RenewedEngine,
+    Result,
+    tells_of_the_machine,
+)
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.limits import JobFailed, Limits
 from crystaljax.dft_bridge.store import Record, Store, StoreError
@@ -33,6 +40,8 @@ class Archive:
         self._keys: dict[tuple[bytes, bytes, str], tuple[Keys, dict[str, Any]]] = {}
         self._lock = threading.Lock()
         self._unwritten: list[Record] = []
+        self._before: dict[str, Archive] = {}
+        """By property, for results of an earlier engine that may be taken over."""
 
     def open(self, property_name: str) -> None:
         """Find out once, at the door, whether engine and store can be used.
@@ -46,6 +55,11 @@ class Archive:
             self._engine.preflight()
             self.store.open()
             self._fingerprints[property_name] = self._engine.fingerprint(property_name)
+            before = self._engine.before(property_name) if isinstance(self._engine, RenewedEngine) else None
+            if before is not None:
+                archive = Archive(self.store, before, self._preset, Limits(**self._limits))
+                self._before[property_name] = archive
+                archive.open(property_name)
 
     def label(self, property_name: str) -> str:
         """Where values come from, such as ``gpaw 26.7.0, fast``; a fingerprint names the version as its engine."""
@@ -66,15 +80,28 @@ class Archive:
             self._keys[which] = Keys(skeleton, property_name, fingerprint), fingerprint
         return self._keys[which]
 
-    def find(self, keys: Sequence[str]) -> dict[str, Result]:
-        """Those results that are known: of the crystal, or failures under these very limits.
+    def find(self, requests: Mapping[str, Request]) -> dict[str, Result]:
+        """Those results that are known, by key: of the crystal, or failures under these very limits.
 
         Failures that speak of the machine, which earlier versions stored, are not known: they are calculated again.
         """
         self.flush()
-        limited = {limited_key(key, self._limits): key for key in keys}
-        found = self.store.read([*keys, *limited])
-        return {limited.get(key, key): result for key, result in found.items() if not tells_of_the_machine(result)}
+        limited = {limited_key(key, self._limits): key for key in requests}
+        stored = {limited.get(key, key): r for key, r in self.store.read([*requests, *limited]).items()}
+        found = {key: self.judged(requests[key], r) for key, r in stored.items() if not tells_of_the_machine(r)}
+        for property_name, archive in self._before.items():
+            wanted = {k: r for k, r in requests.items() if r.property == property_name and k not in found}
+            theirs = {archive.keys(r.skeleton, property_name).key(r.numbers): key for key, r in wanted.items()}
+            earlier = archive.find({old: wanted[key] for old, key in theirs.items()}) if theirs else {}
+            found |= {theirs[k]: r for k, r in earlier.items() if self._engine.would_find(r, property_name)}
+        return found
+
+    def judged(self, request: Request, result: Result) -> Result:
+        """The result with its caveats, where nobody has looked for any: of old rows, and of engines that tell none."""
+        if result.caveats is not None:
+            return result
+        _, fingerprint = self._of(request.skeleton, request.property)
+        return with_caveats(result, request.crystal, request.property, fingerprint)
 
     def record(self, results: Mapping[str, tuple[Request, Result]]) -> None:
         """Write results, by key; on return they are durable. What cannot be written is kept until it can.

@@ -29,9 +29,10 @@ from crystaljax.dft_bridge.interrupts import InterruptWatch
 from crystaljax.dft_bridge.keys import Keys, Request
 from crystaljax.dft_bridge.limits import ExecutorLost, Limits
 from crystaljax.dft_bridge.pool import WorkerPool
-from crystaljax.dft_bridge.store import Store
+from crystaljax.dft_bridge.store import Store, StoreError
 from crystaljax.dft_bridge.tickets import Answer, Tickets
 
+from crystaljax.caveats import Caveat
 from crystaljax.evaluators import BoundEvaluator, Problem
 from crystaljax.skeleton import stack
 from crystaljax.status import Status
@@ -158,7 +159,17 @@ class Bridge:
         def check() -> None:  # not the bound method: a deep copy of the environment would copy the bridge with it
             self.check()
 
-        return BoundEvaluator(gate(host, canonical_on_device), check, self._archive.label(problem.property))
+        def caveats(crystals: Sequence[tuple[np.ndarray, int]]) -> list[tuple[Caveat, ...] | None]:
+            asked = [Request.of(problem.skeletons[index], numbers, problem.property) for numbers, index in crystals]
+            try:
+                found = self.known(asked)
+            except StoreError as error:  # of a report that can do without
+                logger.warning("caveats of values are not known: %s", error)
+                found = [None] * len(asked)
+            return [None if result is None else result.caveats for result in found]
+
+        query, label = gate(host, canonical_on_device), self._archive.label(problem.property)
+        return BoundEvaluator(query, check, label, caveats=caveats)
 
     def check(self) -> None:
         """Raise, once and with its own type, what went wrong inside a compiled program or after :meth:`submit`."""
@@ -181,6 +192,19 @@ class Bridge:
         keyed = self._keyed(requests)
         results = self._wait(self._ask(dict(keyed)))
         return [results[key] for key, _ in keyed]
+
+    def known(self, requests: Sequence[Request]) -> list[Result | None]:
+        """The results that memory or the store have, in the order of the requests; calculates nothing.
+
+        Raises:
+            EngineNotReady, StoreError: as :meth:`bind`.
+        """
+        for property_name in {request.property for request in requests}:
+            self._archive.open(property_name)
+        keys = [self._archive.keys(r.skeleton, r.property).key(r.numbers) for r in requests]
+        found = self._answers.remembered(keys)
+        found |= self._archive.find({k: r for k, r in zip(keys, requests, strict=True) if k not in found})
+        return [found.get(key) for key in keys]
 
     def submit(self, requests: Sequence[Request], tickets: Iterable[int] | None = None) -> list[int]:
         """Have crystals evaluated while you go on; :meth:`collect` hands out the results.
@@ -292,7 +316,7 @@ class Bridge:
     def _find_or_calculate(self, requests: Mapping[str, Request]) -> None:
         """See that the promise of every key is kept, now or later."""
         with self._account.timed("lookup"):
-            found = self._archive.find(list(requests))
+            found = self._archive.find(requests)
         self._account.count(store_hits=len(found))
         self._answers.settle(found)
         unknown = {key: request for key, request in requests.items() if key not in found}

@@ -193,7 +193,7 @@ class Dispatcher:
             match outcome:
                 case Done():
                     finished |= {
-                        key: (request, result)
+                        key: (request, self._archive.judged(request, result))
                         for (key, request), result in zip(job.requests.items(), outcome.results, strict=True)
                     }
                     self._account.queued(now - job.submitted - outcome.seconds)

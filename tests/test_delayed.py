@@ -17,7 +17,7 @@ from fake_engines import FakeEngine, fake_value
 import crystaljax
 from crystaljax import library
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
-from crystaljax.evaluators import Deferred
+from crystaljax.evaluators import Deferred, FunctionEvaluator, unrelaxed_density
 from crystaljax.status import Status
 
 C1 = library.benchmark("C1")
@@ -150,7 +150,46 @@ def test_answers_for_transitions_that_left_the_buffer_change_nothing():
     np.testing.assert_allclose(filled[1], [0.5, 0.0, 0.3])
 
 
-def test_an_environment_that_evaluates_at_once_is_refused():
-    env, _ = crystaljax.make("Density-C1-v0", evaluator="unrelaxed-density")
-    with pytest.raises(ValueError, match="Deferred"):
+@pytest.mark.parametrize("label", ["on-device", "delayed"])
+def test_an_environment_that_evaluates_at_once_is_refused(label):
+    """Whatever it is called, as names are free."""
+    env, _ = crystaljax.make("Density-C1-v0", evaluator=FunctionEvaluator(unrelaxed_density, label))
+    with pytest.raises(ValueError, match="at once.*Deferred"):
         DelayedRewards(env)
+    later, _ = crystaljax.make("Density-C1-v0", evaluator=Deferred("gpaw, some day"))
+    DelayedRewards(later)
+
+
+def test_every_lane_gets_the_reward_of_its_own_target(delayed, tmp_path):
+    """Under ``vmap`` over targets, as for a target-conditioned policy."""
+    env, params = delayed
+    targets = jnp.linspace(1.0, 4.0, LANES)
+    lanes = jnp.arange(LANES)
+    keys = jax.random.split(jax.random.key(5), LANES)
+    by_lane = jax.vmap(lambda target: params.replace(target=target))(targets)
+
+    def run(key, lane, own):
+        state = env.reset(key, own, lane)[1]
+
+        def step(state, key):
+            action = jax.random.randint(key, (), 0, env.num_actions)
+            _, state, *_, info = env.step(key, state, action, own)
+            return state, info
+
+        return jax.lax.scan(step, state, jax.random.split(key, 5))[1]
+
+    info = jax.jit(jax.vmap(run))(keys, lanes, by_lane)
+    engine = FakeEngine(refuse_element=1)
+    with inline(engine, tmp_path / "results.db") as bridge:
+        evaluation = DelayedEvaluation(bridge, env)
+        assert evaluation.send(info) == LANES
+        arrivals = evaluation.receive(wait=None)
+        with pytest.raises(ValueError, match="aimed at 1, .*the evaluation is for 1.12; leave out its target"):
+            DelayedEvaluation(bridge, env, 1.12).send(info)
+        assert bridge.outstanding == 0
+    order = np.argsort(arrivals.tickets)
+    np.testing.assert_array_equal(arrivals.tickets[order], np.arange(LANES))
+    valid = arrivals.statuses[order] == Status.OK
+    expected = np.where(valid, np.exp(-((np.asarray(targets) - arrivals.values[order]) ** 2)), -1.0)
+    assert valid.sum() > 2
+    np.testing.assert_allclose(arrivals.rewards[order], expected, rtol=1e-5)

@@ -41,12 +41,17 @@ def test_settings_in_fingerprints_are_those_of_stored_results(engine, preset):
     [("band_gap", "3f54440bd4944bf1"), ("bulk_modulus", "9f02096e62f15ca4"), ("density", "aab1e71ce47be796")],
 )
 def test_fingerprints_of_planewave_are_those_of_stored_results(property_name, expected):
-    """All of it, pseudopotentials and cut-offs included, as the package ships them; a ladder is one more entry."""
+    """All of it, pseudopotentials and cut-offs included, as the package ships them.
+
+    A ladder is one more entry, and so are further volumes, of a bulk modulus alone.
+    """
     engine = ENGINES["planewave"].preset("fast")
     crystal = library.perovskite()  # its k-points are those of earlier versions
     fingerprint = engine.fingerprint_of(crystal.lattice, crystal.frac_coords, property_name)
     assert fingerprint.pop("ladder") == [dataclasses.asdict(rung) for rung in engine.rungs(property_name)[1:]]
-    without = dataclasses.replace(engine, ladder=()).fingerprint_of(crystal.lattice, crystal.frac_coords, property_name)
+    assert fingerprint.pop("eos_further", 0) == (3 if property_name == "bulk_modulus" else 0)
+    before = dataclasses.replace(engine, ladder=(), eos_further=0)
+    without = before.fingerprint_of(crystal.lattice, crystal.frac_coords, property_name)
     assert digest(without) == digest(fingerprint) == expected
 
 
@@ -60,3 +65,17 @@ def test_unknown_presets_are_refused_with_the_known_ones(engine):
 def test_unknown_properties_are_refused(engine):
     with pytest.raises(ValueError, match="no property 'colour'; choose one of band_gap"):
         ENGINES[engine].preset("fast").settings_of("colour")
+
+
+@pytest.mark.parametrize(("engine", "preset"), [("planewave", "crystalgym"), ("espresso", "crystalgym")])
+def test_moduli_of_crystalgym_keep_their_volumes_and_keys(engine, preset):
+    made = ENGINES[engine].preset(preset)
+    assert made.further == 0 and made.eos_volumes == (0.98, 0.99, 1.0, 1.01, 1.02)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_modulus_at_the_given_cell_needs_no_further_volumes(engine):
+    fast = ENGINES[engine].preset("fast")
+    assert fast.further == 3
+    if engine != "gpaw":
+        assert dataclasses.replace(fast, modulus_at="cell").further == 0

@@ -21,6 +21,7 @@ from crystaljax.dft_bridge import Bridge, Budget
 from fake_engines import FakeEngine
 
 from crystaljax import FunctionEvaluator, cli
+from crystaljax.caveats import Caveat
 
 RUN = RunConfig(
     task="BandGap-RocksaltAB-v0",
@@ -139,6 +140,20 @@ def test_names_are_text_in_markdown_and_become_no_paths(tmp_path):
         "page_files/_pwned.png",
     ]
     assert re.findall(r"\]\((\S+)\)", text.split("````")[0])[-1] == "page_files/_pwned.cif"
+
+
+def test_caveats_of_values_are_on_the_page_and_explained(capsys, folder, tmp_path):
+    run = shutil.copytree(folder / "short", tmp_path / "run")
+    best = json.loads((run / "best.json").read_text())
+    assert all(crystal["caveats"] == [] for crystal in best["crystals"]), "the bridge knows them"
+    best["crystals"][0]["caveats"] = ["STRAINED", "FEW_KPOINTS"]
+    del best["crystals"][1]["caveats"]  # as older runs have it
+    (run / "best.json").write_text(json.dumps(best))
+    for name in ("page.md", "page.html"):
+        assert report(capsys, run, "-o", tmp_path / name)[0] == 0
+        text = (tmp_path / name).read_text().replace("\\", "")
+        assert "[STRAINED FEW_KPOINTS], reward" in text and f"STRAINED: {Caveat.STRAINED.value}" in text
+        assert Caveat.FEW_KPOINTS.value in text and Caveat.MAGNETIC.value not in text
 
 
 def test_curves_are_interquartile_means_over_calculations(folder):

@@ -20,19 +20,17 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, SCFError
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import (
-    bulk_modulus,
     check_choice,
     check_property,
-    checked,
     density_of,
     relax,
     to_atoms,
 )
+from crystaljax.dft_bridge.engines.equation_of_state import MOST_FURTHER, sample
 from crystaljax.dft_bridge.engines.presets import PresetEngine
 
 from crystaljax.status import Status
@@ -74,6 +72,8 @@ class AseEngine(PresetEngine):
             :data:`DFT_MODULES` and ``surrogate`` for all others.
         eos_volumes: sampled volumes, in units of the given cell's volume.
         eos_range: where the minimum of the equation of state must lie, in the same unit.
+        eos_further: volumes that may be calculated besides, where the minimum lies beyond those; without any, a modulus
+            there is extrapolated, and says so. Only for a modulus at the minimum. 0 leaves no trace in keys.
         modulus_at: ``cell``: the modulus at the given cell; ``relaxed``: at the fitted minimum.
         nstep: largest number of ionic steps of the relaxation before a density.
         fmax: forces and generalised stress (eV/Å) below which the relaxation stops early.
@@ -92,6 +92,7 @@ class AseEngine(PresetEngine):
     label: str = ""
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
     eos_range: tuple[float, float] = (0.8, 1.25)
+    eos_further: int = MOST_FURTHER
     modulus_at: str = "relaxed"
     nstep: int = 5
     fmax: float = 0.05
@@ -161,7 +162,7 @@ class AseEngine(PresetEngine):
                 # ASE's own calculators raise the bare class for an element without parameters.
                 status = Status.UNSUPPORTED_ELEMENT if type(error) is NotImplementedError else Status.ENGINE_ERROR
                 result = Result.failure(status, _one_line(error))
-        return dataclasses.replace(checked(result, property_name), seconds=time.process_time() - start)
+        return self._finished(result, crystal, property_name, time.process_time() - start)
 
     def _needs_pairs(self, property_name: str) -> bool:
         return False  # of electrons the calculator knows
@@ -178,12 +179,13 @@ class AseEngine(PresetEngine):
     def _bulk_modulus(self, atoms: Atoms) -> Result:
         """Bulk modulus in GPa of a Murnaghan fit to volumes around the given cell, scaled uniformly, ions at rest."""
         cell, volume = atoms.cell.array.copy(), float(atoms.get_volume())
-        energies = []
-        for scale in self.eos_volumes:
+
+        def energy(scale: float) -> float:
             atoms.set_cell(cell * scale ** (1 / 3), scale_atoms=True)
-            energies.append(float(atoms.get_potential_energy()))
-        volumes = volume * np.array(self.eos_volumes)
-        return bulk_modulus(volumes, np.array(energies), volume, self.eos_range, self.modulus_at, {})
+            return float(atoms.get_potential_energy())
+
+        sampled = sample(energy, self.eos_volumes, self.further, self.eos_range)
+        return self._modulus(*sampled, volume, {})
 
     def _density(self, atoms: Atoms) -> Result:
         """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS)."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from crystaljax.caveats import Caveat
 from crystaljax.errors import CrystalJAXError
 from crystaljax.status import Status
 
@@ -98,6 +99,8 @@ class Result:
         message: one line for people: the reason of a failure, empty when all went well.
         details: JSON-able facts worth keeping (iterations, fit residual, relaxed lattice ...).
         log: of a failure, the end of what the engine printed, if it prints; the store keeps the last 4,000 characters.
+        caveats: what a reader must know of the value; ``None`` if nobody has looked, so that whoever shows it derives
+            them (:func:`crystaljax.dft_bridge.caveats.with_caveats`).
     """
 
     value: float
@@ -106,6 +109,7 @@ class Result:
     message: str = ""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     log: str = ""
+    caveats: tuple[Caveat, ...] | None = None
 
     @staticmethod
     def failure(status: Status, message: str, seconds: float = 0.0, log: str = "", **details: Any) -> Result:
@@ -141,6 +145,20 @@ class CrystalFingerprint(Protocol):
 
         It must be the same whatever cell, origin and order of the sites describe them.
         """
+
+
+@runtime_checkable
+class RenewedEngine(Engine, Protocol):
+    """An engine whose settings change the numbers of some crystals only, against those of an engine before it.
+
+    Results of that one which it would find too are not calculated again, though their keys are others.
+    """
+
+    def before(self, property_name: str) -> Engine | None:
+        """The engine whose results may be taken over; ``None`` for no other."""
+
+    def would_find(self, result: Result, property_name: str) -> bool:
+        """Whether a result of the engine before is what this one would find."""
 
 
 @runtime_checkable

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
 from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Result
-from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
+from crystaljax.dft_bridge.engines.equation_of_state import fit_nearest
 
 from crystaljax.status import Status
 
@@ -67,25 +67,35 @@ def odd_electrons(electrons: int) -> Result | None:
 
 
 def bulk_modulus(
-    volumes: np.ndarray,
-    energies: np.ndarray,
+    scales: Sequence[float],
+    energies: Sequence[float] | np.ndarray,
     volume: float,
     allowed: tuple[float, float],
     modulus_at: str,
     details: dict[str, Any],
+    *,
+    planned: int,
+    bracketed: bool,
 ) -> Result:
-    """Bulk modulus in GPa of a Murnaghan fit to E(V) (Å^3, eV) around the ``volume`` of the given cell.
+    """Bulk modulus in GPa of a Murnaghan fit to E(V) around the given cell.
 
     Args:
-        volumes, energies: float [n].
-        volume: of the given cell.
+        scales: float [n], volumes in units of that of the given cell.
+        energies: float [n], eV.
+        volume: of the given cell, Å^3.
         allowed: where the minimum must lie, in units of ``volume``.
         modulus_at: ``relaxed`` for the modulus at the fitted minimum, ``cell`` for that at the given cell.
         details: facts for the result, which get those of the fit.
+        planned: to how many volumes, those nearest to the minimum, the fit is made.
+        bracketed: refuse a minimum beyond the calculated volumes; otherwise the modulus there is extrapolated.
     """
-    fit = fit_murnaghan(volumes, energies)
-    facts = {"volumes": np.asarray(volumes).tolist(), "energies": np.asarray(energies).tolist(), **fit.details(volume)}
+    volumes = volume * np.asarray(scales)
+    fit = fit_nearest(volumes, np.asarray(energies), planned)
+    facts = {"volumes": volumes.tolist(), "energies": np.asarray(energies).tolist(), **fit.details(volume)}
     problem = fit.problem(volume, allowed)
+    if not problem and bracketed and not fit.bracketed(volumes):
+        reach = f"{min(scales):.3f}-{max(scales):.3f}"
+        problem = f"V0 is {fit.v0 / volume:.3f} of the given volume, beyond the {len(scales)} calculated ones, {reach}"
     if problem:
         return Result.failure(Status.FIT_MEANINGLESS, problem, **details, **facts)
     modulus = fit.b0 if modulus_at == "relaxed" else fit.modulus(volume)

@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ase import Atoms
 from ase.units import Bohr, Ry
 from crystaljax.dft_bridge.engines import pwscf, upf
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
-from crystaljax.dft_bridge.engines.checks import bulk_modulus, check_choice, checked, density_of, to_atoms
+from crystaljax.dft_bridge.engines.checks import check_choice, density_of, to_atoms
+from crystaljax.dft_bridge.engines.equation_of_state import MOST_FURTHER, sample
 from crystaljax.dft_bridge.engines.presets import PresetEngine
 from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import (
@@ -78,6 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "even_mesh": False,
         "max_scf_iterations": 300,
         "ladder": (),
+        "eos_further": 0,
     },
     "standard": {
         "band_gap_cutoff": 80.0,
@@ -173,6 +174,8 @@ class EspressoEngine(PresetEngine):
         eos_same_waves: every volume has the plane waves of the given one, so that E(V) has no steps; otherwise every
             volume has the same cut-off.
         eos_range: where the minimum of the equation of state must lie, in the same unit.
+        eos_further: volumes that may be calculated besides, where the minimum lies beyond those; without any, a modulus
+            there is extrapolated, and says so. Only for a modulus at the minimum. 0 leaves no trace in keys.
         modulus_at: ``cell``: the modulus at the given cell; ``relaxed``: at the fitted minimum.
         nstep: largest number of ionic steps of the relaxation before a density.
         largest_force: eV/Å, and
@@ -187,6 +190,7 @@ class EspressoEngine(PresetEngine):
     per_property = ("cutoff", "kppa", "width")
     shared_settings = _SHARED_SETTINGS
     own_settings = _OWN_SETTINGS
+    spin = False
 
     name: str = dataclasses.field(default=engine, init=False)
     pseudopotentials: str = dataclasses.field(default_factory=lambda: os.environ.get(FOLDER_VARIABLE, ""))
@@ -213,6 +217,7 @@ class EspressoEngine(PresetEngine):
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
     eos_same_waves: bool = True
     eos_range: tuple[float, float] = (0.8, 1.25)
+    eos_further: int = MOST_FURTHER
     modulus_at: str = "relaxed"
     nstep: int = 5
     largest_force: float = 0.05
@@ -234,7 +239,7 @@ class EspressoEngine(PresetEngine):
             **{self.name: pwscf.find_program(self.command).version},
             pseudopotential_files=upf.digest(self._files()),
             xc="PBE",
-            spin=False,
+            spin=self.spin,
             ladder=[dataclasses.asdict(rung) for rung in self.rungs(property_name)],
         )
 
@@ -272,7 +277,7 @@ class EspressoEngine(PresetEngine):
             except pwscf.PwxFailure as failed:
                 result = Result.failure(failed.status, str(failed), log=failed.log)
             result = dataclasses.replace(result, details={**climb.facts, **result.details})
-        return dataclasses.replace(checked(result, property_name), seconds=_cpu_seconds() - start)
+        return self._finished(result, crystal, property_name, _cpu_seconds() - start)
 
     # One method per property, named after it.
 
@@ -290,20 +295,22 @@ class EspressoEngine(PresetEngine):
             "lumo": lumo,
             "raw_gap": lumo - homo,
             "direct_gap": float(direct),
+            **({} if found.pressure is None else {"pressure": found.pressure}),
         }
         return Result(max(0.0, lumo - homo), Status.OK, details=details)
 
     def _bulk_modulus(self, climb: _Climb) -> Result:
         """Bulk modulus in GPa of a Murnaghan fit to volumes around the given cell, scaled uniformly, ions at rest."""
-        volume = float(climb.atoms.get_volume())
-        energies, iterations = [], []
-        for scale in self.eos_volumes:
+        iterations = []
+
+        def energy(scale: float) -> float:
             found = climb.calculate(scale)
-            energies.append(found.energy)
             iterations.append(found.iterations)
+            return found.energy
+
+        sampled = sample(energy, self.eos_volumes, self.further, self.eos_range)
         details = {"rung": climb.rung.name, "iterations": iterations}
-        volumes = volume * np.array(self.eos_volumes)
-        return bulk_modulus(volumes, np.array(energies), volume, self.eos_range, self.modulus_at, details)
+        return self._modulus(*sampled, float(climb.atoms.get_volume()), details)
 
     def _density(self, climb: _Climb) -> Result:
         """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS of ``pw.x``)."""
@@ -370,6 +377,8 @@ class EspressoEngine(PresetEngine):
                 **rung.electrons,
             },
         }
+        if property_name == "band_gap":
+            namelists["control"]["tstress"] = True  # a gap is told with the pressure of its cell
         if relax:
             namelists["control"] |= {"nstep": self.nstep, "forc_conv_thr": self.largest_force / (Ry / Bohr)}
             namelists["cell"] = {"press_conv_thr": 10 * self.largest_stress}  # kbar

@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
+from ase.units import GPa
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import (
-    bulk_modulus,
     check_choice,
-    checked,
     density_of,
     relax,
     symbols_of,
     to_atoms,
 )
+from crystaljax.dft_bridge.engines.equation_of_state import MOST_FURTHER, sample
 from crystaljax.dft_bridge.engines.presets import PresetEngine
 from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure, check_ladder, chosen, described, names_of
@@ -174,6 +174,8 @@ class GpawEngine(PresetEngine):
         eos_volumes: sampled volumes, in units of the given cell's volume.
         eos_range: where the minimum of the equation of state must lie, in the same unit. Sampling silicon 14-18 % away
             from its minimum moves B0 by 9-13 %, 7-9 % away by 2 %, so a minimum outside this range means little.
+        eos_further: volumes that may be calculated besides, where the minimum lies beyond those; without any, a modulus
+            there is extrapolated, and says so. 0 leaves no trace in keys.
         nstep: largest number of ionic steps of the relaxation before a density.
         fmax: forces and generalised stress (eV/Å) below which the relaxation stops early.
         min_distance_factor: atoms closer than this fraction of the sum of their covalent radii are refused.
@@ -186,6 +188,7 @@ class GpawEngine(PresetEngine):
     per_property = ("cutoff", "kppa")
     shared_settings = _SHARED_SETTINGS
     own_settings = _OWN_SETTINGS
+    spin = False
 
     name: str = dataclasses.field(default=engine, init=False)
     band_gap_cutoff: float = 600.0
@@ -206,6 +209,7 @@ class GpawEngine(PresetEngine):
     ladder: tuple[str, ...] = names_of(RUNGS)
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
     eos_range: tuple[float, float] = (0.8, 1.25)
+    eos_further: int = MOST_FURTHER
     nstep: int = 5
     fmax: float = 0.05
     min_distance_factor: float = 0.3
@@ -226,7 +230,7 @@ class GpawEngine(PresetEngine):
             ase=ase.__version__,
             datasets=datasets_digest(_setup_paths()),
             xc="PBE",
-            spin=False,
+            spin=self.spin,
             **described(self.rungs()[1:]),
         )
 
@@ -267,7 +271,7 @@ class GpawEngine(PresetEngine):
             climb.fail(status, text)
             result = Result.failure(status, text)
         result = dataclasses.replace(result, details={**result.details, **climb.facts})
-        return dataclasses.replace(checked(result, property_name), seconds=time.process_time() - start)
+        return self._finished(result, crystal, property_name, time.process_time() - start)
 
     def _lacking(self, symbols: Sequence[str]) -> str:
         missing = sorted({s for s in symbols if dataset(s, _setup_paths()) is None})
@@ -297,17 +301,19 @@ class GpawEngine(PresetEngine):
         sampling = self.sampling_of("band_gap")
         extra = sampling.points_beyond_mesh(crystal.lattice, crystal.frac_coords, crystal.numbers)
 
-        def attempt(rung: GpawRung) -> tuple[Calculator, np.ndarray]:
-            calculator = self._calculator(crystal, "band_gap", rung, bands=occupied + 1)
-            self._energy(to_atoms(crystal), calculator, rung)
+        def attempt(rung: GpawRung) -> tuple[Calculator, np.ndarray, float]:
+            atoms, calculator = to_atoms(crystal), self._calculator(crystal, "band_gap", rung, bands=occupied + 1)
+            self._energy(atoms, calculator, rung)
+            with self._scf(rung):
+                pressure = float(-atoms.get_stress()[:3].mean() / GPa)
             bands = calculator.eigenvalues()[0]  # [k, band] in eV
             if len(extra):
                 with self._scf(rung):
                     fixed = calculator.fixed_density(kpts=extra, symmetry="off", txt=None)
                 bands = np.concatenate([bands, fixed.eigenvalues()[0]])
-            return calculator, bands
+            return calculator, bands, pressure
 
-        calculator, bands = climb.run(attempt)
+        calculator, bands, pressure = climb.run(attempt)
         homo, lumo = float(bands[:, occupied - 1].max()), float(bands[:, occupied].min())
         details = {
             "rung": climb.rung.name,
@@ -317,6 +323,7 @@ class GpawEngine(PresetEngine):
             "lumo": lumo,
             "raw_gap": lumo - homo,
             "direct_gap": float((bands[:, occupied] - bands[:, occupied - 1]).min()),
+            "pressure": pressure,
         }
         return Result(max(0.0, lumo - homo), Status.OK, details=details)
 
@@ -329,8 +336,7 @@ class GpawEngine(PresetEngine):
         190; at 800 eV they read 152 and 153, at 1,000 eV both 151.)
         """
         volume = abs(float(np.linalg.det(crystal.lattice)))
-        volumes = volume * np.array(self.eos_volumes)
-        energies, iterations = [], []
+        iterations = []
 
         def attempt(rung: GpawRung, scale: float) -> tuple[float, int]:
             atoms = to_atoms(dataclasses.replace(crystal, lattice=crystal.lattice * scale ** (1 / 3)))
@@ -338,13 +344,15 @@ class GpawEngine(PresetEngine):
             calculator = self._calculator(crystal, "bulk_modulus", rung, cutoff_factor=scale ** (-2 / 3))
             return self._energy(atoms, calculator, rung), calculator.get_number_of_iterations()
 
-        for scale in self.eos_volumes:
-            energy, steps = climb.run(functools.partial(attempt, scale=scale))
-            energies.append(energy)
+        def energy(scale: float) -> float:
+            found, steps = climb.run(functools.partial(attempt, scale=scale))
             iterations.append(steps)
+            return found
+
+        sampled = sample(energy, self.eos_volumes, self.further, self.eos_range)
         facts = self._facts(crystal, "bulk_modulus")
         details = {"rung": climb.rung.name, **facts, "iterations": iterations}
-        return bulk_modulus(volumes, np.array(energies), volume, self.eos_range, "relaxed", details)
+        return self._modulus(*sampled, volume, details)
 
     def _density(self, crystal: Crystal, climb: Climb[GpawRung]) -> Result:
         """g/cm3 after at most ``nstep`` ionic steps that move atoms and cell (BFGS, GPAW's stress)."""

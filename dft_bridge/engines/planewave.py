@@ -23,13 +23,12 @@ import numpy as np
 from ase import Atoms
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.checks import (
-    bulk_modulus,
     check_choice,
     check_property,
-    checked,
     density_of,
     symbols_of,
 )
+from crystaljax.dft_bridge.engines.equation_of_state import MOST_FURTHER, further_volume
 from crystaljax.dft_bridge.engines.presets import PresetEngine
 from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import check_ladder, chosen, described
@@ -71,6 +70,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tolerance": 1e-8,
         "max_scf_iterations": 300,
         "ladder": (),
+        "eos_further": 0,
     },
     "fast": {
         "band_gap_cutoff": "loose",
@@ -114,6 +114,7 @@ _SHARED_SETTINGS = (
 _BATCHES_PER_JOB = 4  # lanes are refilled within a job
 _WORKER_GROWTH = str(2 * 10**9)  # bytes; loky ends workers that grow by more, and compiled programs stay in memory
 _PROGRESS_SECONDS = 10.0
+_STRETCH = 1.05  # a minimum within the allowed range has a neighbour a little beyond
 _CUTOFF_STEP = 5.0  # Ha; cut-offs are rounded up to a multiple, so that few programs are compiled
 
 
@@ -156,6 +157,8 @@ class PlanewaveEngine(PresetEngine):
         eos_same_waves: every volume has the plane waves of the given one, so that E(V) has no steps; otherwise every
             volume has the same cut-off.
         eos_range: where the minimum of the equation of state must lie, in the same unit.
+        eos_further: volumes that may be calculated besides, where the minimum lies beyond those; without any, a modulus
+            there is extrapolated, and says so. Only for a modulus at the minimum. 0 leaves no trace in keys.
         modulus_at: ``cell``: the modulus at the given cell; ``relaxed``: at the fitted minimum.
         nstep: largest number of ionic steps of the relaxation before a density.
         largest_force: eV/Å, and
@@ -172,6 +175,7 @@ class PlanewaveEngine(PresetEngine):
     per_property = ("cutoff", "kppa", "width")
     shared_settings = _SHARED_SETTINGS
     own_settings = _OWN_SETTINGS
+    spin = False
 
     name: str = dataclasses.field(default=engine, init=False)
     functional: str = "PBE"
@@ -200,6 +204,7 @@ class PlanewaveEngine(PresetEngine):
     eos_volumes: tuple[float, ...] = (0.98, 0.99, 1.0, 1.01, 1.02)
     eos_same_waves: bool = True
     eos_range: tuple[float, float] = (0.8, 1.25)
+    eos_further: int = MOST_FURTHER
     modulus_at: str = "relaxed"
     nstep: int = 5
     largest_force: float = 0.05
@@ -224,7 +229,7 @@ class PlanewaveEngine(PresetEngine):
             property_name,
             pseudopotentials=self.pseudo_set().name,
             pseudopotential_files=self.pseudo_set().digest,
-            spin=False,
+            spin=self.spin,
             **({"cutoff_table": cutoff_table(cutoff)} if isinstance(cutoff, str) else {}),
             **with_energy,
             **described(self.rungs(property_name)[1:]),
@@ -270,7 +275,7 @@ class PlanewaveEngine(PresetEngine):
                 seconds = (time.process_time() - begin) / len(members)
                 for i, result in zip(members, found, strict=True):
                     given = self._as_given(result, self._shortest(crystals[i])[1])
-                    results[i] = dataclasses.replace(checked(given, property_name), seconds=seconds)
+                    results[i] = self._finished(given, crystals[i], property_name, seconds)
         return [results[i] for i in range(len(crystals))]
 
     def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
@@ -373,8 +378,7 @@ class PlanewaveEngine(PresetEngine):
             bands_per_fft=1 if _on_cpu() else bands,
         )
         mesh, shift = self.sampling_of(property_name).mesh(crystal.lattice, len(symbols))
-        constant_cutoff = property_name == "bulk_modulus" and not self.eos_same_waves
-        stretch = max(self.eos_volumes) ** (1 / 3) if constant_cutoff else 1.0
+        stretch = self._stretch(max(self.eos_volumes)) if property_name == "bulk_modulus" else 1.0
         colours = range(len(symbols)) if self.symmetry == "skeleton" else map(sorted(set(symbols)).index, symbols)
         return Kind(
             lattice=tuple(map(tuple, np.asarray(crystal.lattice, float).tolist())),
@@ -388,6 +392,10 @@ class PlanewaveEngine(PresetEngine):
             settings=settings,
             rule=self.sampling,
         )
+
+    def _stretch(self, largest: float) -> float:
+        """Of the lattice, to volumes up to ``largest`` of the given one: a constant cut-off needs waves for them."""
+        return 1.0 if self.eos_same_waves else largest ** (1 / 3)
 
     def cutoff(self, symbols: Sequence[str], property_name: str) -> float:
         """Ha, for a crystal of these elements.
@@ -431,7 +439,9 @@ class PlanewaveEngine(PresetEngine):
             finish = self._gap
         elif property_name == "bulk_modulus":
             found = properties.energies_of_volumes(bench, kind, symbols, self.eos_volumes, progress, rungs)
-            finish = self._modulus
+            further = dataclasses.replace(kind, stretch=self._stretch(_STRETCH * self.eos_range[1]))
+            found = properties.sample_further(bench, further, symbols, found, self._further_volume, progress)
+            finish = self._modulus_of
         else:
             bounds = self.nstep, self.largest_force, self.largest_stress
             found = properties.relax(bench, kind, symbols, *bounds, progress, rungs)
@@ -464,12 +474,16 @@ class PlanewaveEngine(PresetEngine):
         """max(0, LUMO - HOMO) in eV."""
         gap = edges.lumo - edges.homo
         details |= {"homo": edges.homo, "lumo": edges.lumo, "raw_gap": gap, "direct_gap": edges.direct}
+        details |= {"pressure": edges.pressure, "pulay_pressure": edges.pulay_pressure}
         return Result(max(0.0, gap), Status.OK, details=details)
 
-    def _modulus(self, symbols: Sequence[str], samples: Volumes, details: dict[str, Any]) -> Result:
+    def _further_volume(self, samples: Volumes) -> float | None:
+        planned = len(self.eos_volumes)
+        return further_volume(samples.scales, samples.energies.tolist(), planned, self.further, self.eos_range)
+
+    def _modulus_of(self, symbols: Sequence[str], samples: Volumes, details: dict[str, Any]) -> Result:
         """Bulk modulus in GPa of a Murnaghan fit, at the given cell or at the fitted minimum."""
-        volume = samples.volumes[0] / self.eos_volumes[0]
-        return bulk_modulus(samples.volumes, samples.energies, volume, self.eos_range, self.modulus_at, details)
+        return self._modulus(samples.scales, samples.energies, samples.volume, details)
 
     def _density(self, symbols: Sequence[str], cell: RelaxedCell, details: dict[str, Any]) -> Result:
         """g/cm3 of the relaxed cell."""

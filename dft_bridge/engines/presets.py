@@ -7,8 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import Crystal, Result
-from crystaljax.dft_bridge.engines.checks import check_property, odd_electrons, plain, symbols_of, too_close
+from crystaljax.dft_bridge.engines.checks import (
+    bulk_modulus,
+    check_property,
+    checked,
+    odd_electrons,
+    plain,
+    symbols_of,
+    too_close,
+)
 from crystaljax.dft_bridge.kpoints import Sampling, shortest_cell
 
 from crystaljax.status import Status
@@ -29,6 +38,7 @@ class PresetEngine:
         own_settings: by property, the settings that only it depends on.
         sampling: rule for k-points, one of :data:`~crystaljax.dft_bridge.kpoints.RULES`; a field.
         kpoint_length: Å, of the period that a mesh stands for by the rule ``lattice``, at least; a field.
+        spin: whether spin is free; ``None`` where that is for the calculator to know.
     """
 
     engine: str
@@ -39,6 +49,11 @@ class PresetEngine:
     own_settings: Mapping[str, tuple[str, ...]]
     sampling: str = "cell"
     kpoint_length: float = 0.0
+    spin: bool | None = None
+    eos_volumes: tuple[float, ...]
+    eos_range: tuple[float, float]
+    eos_further: int = 0
+    modulus_at: str = "relaxed"
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> Self:
@@ -100,7 +115,46 @@ class PresetEngine:
         common = {"engine": self.engine, "method": self.method_version, "property": property_name}
         if self.sampling != "cell":
             facts[SAMPLING_FACT] = {"rule": self.sampling, "length": self.kpoint_length}
-        return {**common, **facts, **self.settings_of(property_name)}
+        further = {"eos_further": self.further} if property_name == "bulk_modulus" and self.further else {}
+        return {**common, **facts, **self.settings_of(property_name), **further}
+
+    def _finished(self, result: Result, crystal: Crystal, property_name: str, seconds: float) -> Result:
+        """The result of a calculation as it leaves the engine: its number is checked, its caveats are there."""
+        settings = self._fingerprint(property_name, spin=self.spin)
+        whole = with_caveats(checked(result, property_name), crystal, property_name, settings)
+        return dataclasses.replace(whole, seconds=seconds)
+
+    def before(self, property_name: str) -> Self | None:
+        """The same engine when it calculated the planned volumes only, and extrapolated."""
+        return dataclasses.replace(self, eos_further=0) if property_name == "bulk_modulus" and self.further else None
+
+    def would_find(self, result: Result, property_name: str) -> bool:
+        """Whether no further volume would be asked for: there is no number to improve, or its minimum is bracketed."""
+        ratio = result.details.get("v0_over_v")
+        if result.status != Status.OK or ratio is None:
+            return result.status != Status.OK
+        return min(self.eos_volumes) <= ratio <= max(self.eos_volumes)
+
+    @property
+    def further(self) -> int:
+        """Volumes that may be calculated to bracket a minimum; a modulus at the given cell needs no minimum."""
+        return self.eos_further if self.modulus_at == "relaxed" else 0
+
+    def _modulus(
+        self, scales: Sequence[float], energies: Sequence[float] | np.ndarray, volume: float, details: dict[str, Any]
+    ) -> Result:
+        """The bulk modulus by the engine's settings; arguments as :func:`.checks.bulk_modulus` has them."""
+        planned, bracketed = len(self.eos_volumes), self.further > 0
+        return bulk_modulus(
+            scales,
+            energies,
+            volume,
+            self.eos_range,
+            self.modulus_at,
+            details,
+            planned=planned,
+            bracketed=bracketed,
+        )
 
     def _shortest(self, crystal: Crystal) -> tuple[Crystal, np.ndarray]:
         """The crystal in the cell that is calculated, and the integers U [3, 3] of that cell, U @ lattice."""

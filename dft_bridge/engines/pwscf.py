@@ -192,7 +192,7 @@ def calculate(
         if not len(extra):
             return found
         xml.unlink()
-        only_bands = {**settings, "control": {**settings["control"], "calculation": "bands"}}
+        only_bands = {**settings, "control": {**settings["control"], "calculation": "bands", "tstress": False}}
         write_input(folder, atoms, only_bands, extra, files)
         done = execute(program, folder)
         bands = read_bands(done.stdout, xml.read_bytes() if xml.exists() else None, done.returncode)

@@ -93,7 +93,7 @@ def make_engine(name: str, preset: str = "fast", **overrides: Any) -> Engine:
     return ENGINES[name].preset(preset, **fitting)
 
 
-_MAY_BE_ZERO = ("_width", "dual", "extra_bands", "nstep", "min_distance", "min_distance_factor", "batch")
+_MAY_BE_ZERO = ("_width", "dual", "extra_bands", "eos_further", "nstep", "min_distance", "min_distance_factor", "batch")
 """Numbers of engines are positive, but 0 means something in settings that end like this."""
 
 

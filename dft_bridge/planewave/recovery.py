@@ -32,6 +32,7 @@ def solve(
     progress: Progress | None = None,
     guesses: Sequence[Guess] | None = None,
     keep: bool = False,
+    besides: Finish | None = None,
 ) -> Solution:
     """As :meth:`.Solver.solve`, with more attempts for SCFs that do not converge.
 
@@ -49,7 +50,8 @@ def solve(
         failures: dict[int, list[tuple[int, str]]] = {}
         for rung, members in groups.items():
             chosen = None if guesses is None or rung != FOOT else [guesses[i] for i in members]
-            found = _attempt(solver, rung, _take(problems, members), finish, extra, progress, chosen, keep)
+            taken = _take(problems, members)
+            found = _attempt(solver, rung, taken, finish, extra, progress, chosen, keep, besides)
             for row, i in enumerate(members):
                 solutions[i] = _take(found, row)
                 reason = _problem(solver, rung, solutions[i], property_name)
@@ -74,13 +76,14 @@ def _attempt(
     progress: Progress | None,
     guesses: Sequence[Guess] | None,
     keep: bool,
+    besides: Finish | None,
 ) -> Solution:
     if rung == FOOT:
-        found = solver.solve(problems, finish, extra, progress, guesses=guesses, keep=keep)
+        found = solver.solve(problems, finish, extra, progress, guesses=guesses, keep=keep, besides=besides)
         failed = np.flatnonzero(~found.converged)
         if guesses is None or not len(failed):
             return found
-        again = solver.solve(_take(problems, failed), finish, extra, progress, keep=keep)
+        again = solver.solve(_take(problems, failed), finish, extra, progress, keep=keep, besides=besides)
         return jax.tree.map(functools.partial(_replaced, failed), found, again)
     old = solver.settings
     settings = dataclasses.replace(old, double=old.double or rung.double, width=old.width or rung.width)
@@ -92,7 +95,7 @@ def _attempt(
         sweeps=jnp.asarray(rung.sweeps, jnp.int32),
     )
     changed = dataclasses.replace(solver, settings=settings, lanes=lanes)
-    found = changed.solve(problems, finish, extra, progress, effort, keep=keep)
+    found = changed.solve(problems, finish, extra, progress, effort, keep=keep, besides=besides)
     if not keep:
         return found
     return found.replace(guess=found.guess.replace(waves=found.guess.waves.astype(old.complex_type)))

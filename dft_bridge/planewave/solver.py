@@ -38,6 +38,7 @@ class Solution:
         numbers: [K, bands] occupations.
         extra: what the caller's ``finish`` added.
         guess: what another cell can start from, where it was asked for.
+        besides: what the caller's ``besides`` added.
     """
 
     converged: Any
@@ -49,6 +50,7 @@ class Solution:
     numbers: Any
     extra: Any
     guess: Guess | None = None
+    besides: Any = None
 
     def guess_of(self, i: int) -> Guess:
         """What another cell of the ``i``-th crystal can start from."""
@@ -79,6 +81,7 @@ class Solver:
         effort: Effort | None = None,
         guesses: Sequence[Guess] | None = None,
         keep: bool = False,
+        besides: Finish | None = None,
     ) -> Solution:
         """The solutions of all problems, in their order, as NumPy arrays.
 
@@ -91,6 +94,8 @@ class Solver:
             effort: of SCFs that are tried again; without it the program is that of the settings alone.
             guesses: what each crystal starts from; the superposition of its atoms without them.
             keep: whether solutions have a ``guess``.
+            besides: another ``finish``, without an argument, as a program of its own, so that the rest is bit for bit
+                what it would be without.
         """
         count = len(problems.species)
         lanes = min(self.lanes, 1 << (count - 1).bit_length())  # few shapes, so few programs
@@ -108,9 +113,13 @@ class Solver:
             last = len(idle) == lanes or not waiting
             if len(ready) >= width or (last and len(ready)):
                 for rows in _chunks(ready, width):
-                    found = _finish(self.basis, self.tables, self.settings, finish, batch, _padded(rows, width), extra)
+                    padded = _padded(rows, width)
+                    found = _finish(self.basis, self.tables, self.settings, finish, batch, padded, extra)
                     if keep:
-                        found = found.replace(guess=_kept(batch, _padded(rows, width)))
+                        found = found.replace(guess=_kept(batch, padded))
+                    if besides is not None:
+                        more = _apply(self.basis, self.tables, self.settings, besides, batch, padded)
+                        found = found.replace(besides=more)
                     found = jax.device_get(found)
                     for i, lane in enumerate(rows):
                         solutions[int(occupant[lane])] = _take(found, i)
@@ -183,6 +192,44 @@ def derivatives(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane
     free, (by_strain, by_coords) = jax.value_and_grad(energy, argnums=(0, 1))(jnp.zeros((3, 3)), problem.frac_coords)
     volume = jnp.abs(jnp.linalg.det(problem.lattice))
     return Derivatives(free, -by_coords @ jnp.linalg.inv(problem.lattice).T, by_strain / volume)
+
+
+@struct.dataclass
+class Compression:
+    """What the pressure of a crystal follows from.
+
+    Attributes:
+        slope: Ha, derivative of the free energy by the logarithm of the volume, plane waves held.
+        shells: [2] Ha, kinetic energy in plane waves of 0.8 to 0.9 and of 0.9 to 1 times the cut-off.
+    """
+
+    slope: jax.Array
+    shells: jax.Array
+
+
+SHELLS = (0.8, 0.9, 1.0)
+"""Bounds of :attr:`Compression.shells`, in units of the cut-off."""
+
+
+def compression(
+    basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: Lane, extra: None = None
+) -> Compression:
+    """How the energy of a converged crystal answers to its volume and to its cut-off (a ``finish``)."""
+    del extra
+    problem, state = lane.problem, lane.state
+    waves = scf.final_waves(state.waves)
+
+    def energy(strain: jax.Array) -> jax.Array:
+        scaled = Problem(problem.lattice * jnp.exp(strain / 3), problem.frac_coords, problem.species)
+        return scf.total_energy(basis, tables, settings, scaled, waves, state.numbers, state.minus_ts).free
+
+    zero = jnp.zeros((), problem.lattice.dtype)
+    slope = jax.jvp(energy, (zero,), (jnp.ones_like(zero),))[1]
+    kinetic = lane.prepared.waves.kinetic
+    density = jnp.einsum("k,kb,kbp->kp", basis.weights, state.numbers, waves.real**2 + waves.imag**2) * kinetic
+    reach = kinetic / basis.cutoff
+    inside = [(reach > low) & (reach <= high) for low, high in zip(SHELLS, (*SHELLS[1:-1], jnp.inf), strict=False)]
+    return Compression(slope, jnp.stack([jnp.sum(jnp.where(shell, density, 0.0)) for shell in inside]))
 
 
 @struct.dataclass
@@ -314,6 +361,14 @@ def _finish(
 @jax.jit
 def _kept(batch: Lane, rows: jax.Array) -> Guess:
     return jax.vmap(lambda lane: scf.kept(lane.prepared, lane.state))(jax.tree.map(lambda x: x[rows], batch))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _apply(
+    basis: Basis, tables: SpeciesTables, settings: ScfSettings, finish: Finish, batch: Lane, rows: jax.Array
+) -> Any:
+    lanes = jax.tree.map(lambda x: x[rows], batch)
+    return jax.vmap(lambda lane: finish(basis, tables, settings, lane, None))(lanes)
 
 
 def _take(tree: Any, rows: Any) -> Any:

@@ -21,10 +21,10 @@ LONGEST_LINE = 1 << 22
 
 
 def write_lines(rows: Iterable[Row], file: TextIO, version: int = SCHEMA) -> int:
-    """Write rows that come from a store of some schema; returns how many."""
+    """Write rows that come from a store of some schema, with the caveats of their values; returns how many."""
     count = 0
     for row in rows:
-        file.write(row.to_json(version) + "\n")
+        file.write(row.with_caveats().to_json(version) + "\n")
         count += 1
     return count
 

@@ -16,12 +16,14 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.db.core import now
 from ase.formula import Formula
+from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import NO_TEXT, Crystal, Result, check_plain
 from crystaljax.dft_bridge.keys import KeyRing
 
+from crystaljax import caveats
 from crystaljax.status import Status
 
-COLUMNS = ("formula", "property", "value", "status", "engine", "seconds", "key")
+COLUMNS = ("formula", "property", "value", "caveats", "status", "engine", "seconds", "key")
 """What is worth listing: ``ase db results.db -c formula,property,value,status,engine``. Failures have no value."""
 LOG_CHARACTERS = 4000
 """How much of the end of an engine's log a row keeps."""
@@ -65,8 +67,10 @@ class Record:
         """Key-value pairs of the row. NaN is no value, so that ``value>1`` selects what it should."""
         result = self.result
         pairs = {"key": self.key, "property": self.property, "status": result.status.name, "engine": self.engine}
-        value = {"value": float(result.value)} if result.status == Status.OK else {}
-        return pairs | value | {"seconds": float(result.seconds)}
+        ok = result.status == Status.OK
+        value = {"value": float(result.value)} if ok else {}
+        known = {"caveats": caveats.text(result.caveats)} if ok and result.caveats is not None else {}
+        return pairs | value | {"seconds": float(result.seconds)} | known
 
     def data(self) -> dict[str, Any]:
         """What the row keeps besides."""
@@ -138,6 +142,13 @@ class Row:
     def result(self) -> Result:
         return result_of(self.pairs, self.data)
 
+    def with_caveats(self) -> Row:
+        """The row with the caveats of its value; an old one gets those that its crystal, details and settings tell."""
+        if self.status != Status.OK or "caveats" in self.pairs:
+            return self
+        judged = with_caveats(self.result, self.crystal, self.property, self.fingerprint)
+        return dataclasses.replace(self, pairs=self.pairs | {"caveats": caveats.text(judged.caveats)})
+
     @property
     def counts(self) -> Counter[str]:
         """Number of atoms by chemical symbol."""
@@ -185,6 +196,8 @@ class Row:
             pairs = {name: line[name] for name in ("key", "property", "status", "engine", "value", "seconds")}
             if pairs["value"] is None:
                 del pairs["value"]
+            if "caveats" in line:
+                pairs["caveats"] = line["caveats"]
             data = {"details": line["details"], "message": line["message"], "log": line.get("log", "")}
             numbers = _whole_numbers(line["numbers"])
             cell, positions = (_vectors(line[name], name) for name in ("cell", "positions"))
@@ -241,6 +254,9 @@ class Row:
         if data:
             check_plain(self.fingerprint, "fingerprint", finite=True)
             check_plain(self.data["details"], "details")
+        if not isinstance(self.pairs.get("caveats", ""), str):
+            raise ValueError(f"its caveats {self.pairs['caveats']!r:.40} are no text of codes")
+        caveats.parse(self.pairs.get("caveats", caveats.NONE))
 
     @property
     def property(self) -> str:  # last, since it hides the decorator
@@ -281,4 +297,5 @@ def result_of(pairs: Mapping[str, Any], data: Mapping[str, Any]) -> Result:
         message=data["message"],
         details=data["details"],
         log=data.get("log", ""),
+        caveats=caveats.parse(pairs["caveats"]) if "caveats" in pairs else None,
     )
