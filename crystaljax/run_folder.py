@@ -13,7 +13,6 @@ from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 import orjson
-from ase.data import atomic_numbers
 
 from crystaljax import files
 from crystaljax.errors import CrystalJAXError
@@ -50,6 +49,8 @@ class RunFolderError(CrystalJAXError, ValueError):
 
 
 def _symbols(value: list[str] | tuple[str, ...]) -> str:
+    from ase.data import atomic_numbers  # not needed for help, and slow to load
+
     unknown = [symbol for symbol in value if symbol == "X" or symbol not in atomic_numbers]
     if unknown:
         return f"{shown(unknown[0])} among its entries; each must be the symbol of an element"

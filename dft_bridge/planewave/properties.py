@@ -133,7 +133,7 @@ def band_edges(
     if special:
         finish, extra = bands_and_energy if energy else bands_at, bench.special(kind)
     climbs = [Climb(rungs) for _ in symbols]
-    found = recovery.solve(solver, problems, climbs, "band_gap", finish, extra, progress, compression)
+    found = recovery.solve(solver, problems, climbs, "band_gap", finish, extra, progress, besides=compression)
     edges = []
     for i, crystal in enumerate(symbols):
         bands, residual = found.eigenvalues[i], 0.0
