@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records
 from crystaljax.agents.designs import Designs, evaluate, identity, random_designs, renewed, replace_gene
 from crystaljax.agents.hyperparameters import AnnealingConfig
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 MOVES_TO_BE_NEW = 10

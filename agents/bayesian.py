@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records
 from crystaljax.agents.designs import Designs, evaluate, random_designs
 from crystaljax.agents.hyperparameters import BayesianConfig
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 

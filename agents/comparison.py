@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from crystaljax import caveats, viewer
 from crystaljax.agents import config as configs
 from crystaljax.agents import metrics, page
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.ledger import Episode
 from crystaljax.agents.runs import Run
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from crystaljax import caveats, viewer
 from crystaljax.caveats import Caveat
 from crystaljax.rewards import OBJECTIVES
 from crystaljax.run_folder import crystal_file

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 from crystaljax.agents.hyperparameters import ALGORITHMS, LARGEST, AlgorithmConfig, PPOConfig
-
 from crystaljax.files import FileRefused, replace_text
 from crystaljax.plain_data import typed
 from crystaljax.run_folder import CONFIG, LARGEST_SEED, RunFolderError, read_document

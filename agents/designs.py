@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
 from crystaljax.agents.base import Records
 from crystaljax.agents.chemistry import is_neutral
-
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 from crystaljax.symmetry import canonical
 

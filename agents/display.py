@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from crystaljax.agents.ledger import Ledger
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from crystaljax.agents.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 

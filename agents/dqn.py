@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
 from crystaljax.agents.base import Agent, whole_training
 from crystaljax.agents.hyperparameters import DQNConfig
 from crystaljax.agents.networks import QValues, make_trunk
 from crystaljax.agents.off_policy import Learner, make_off_policy
 from crystaljax.agents.replay import Batch, make_replay
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 

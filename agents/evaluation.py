@@ -7,8 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from crystaljax.agents.base import Agent, Records
 
+from crystaljax.agents.base import Agent, Records
 from crystaljax.env import CrystalEnv, EnvParams
 
 

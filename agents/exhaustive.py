@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records
 from crystaljax.agents.designs import Designs, evaluate
 from crystaljax.agents.hyperparameters import ExhaustiveConfig
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import canonical_numbers, count_distinct

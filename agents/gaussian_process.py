@@ -15,15 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
+from crystaljax import tables
 from crystaljax.agents.base import Agent, Records
 from crystaljax.agents.chemistry import Features, is_neutral, is_odd
 from crystaljax.agents.designs import Designs, evaluate
 from crystaljax.agents.exhaustive import MOST_LABELINGS, list_designs
 from crystaljax.agents.hyperparameters import GaussianProcessConfig, NeutralConfig, SearchConfig
 from crystaljax.agents.ledger import REFUSED
-from flax import struct
-
-from crystaljax import tables
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.status import Status

@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records
 from crystaljax.agents.designs import (
     Designs,
@@ -23,8 +25,6 @@ from crystaljax.agents.designs import (
     repeated,
 )
 from crystaljax.agents.hyperparameters import GeneticConfig, GeneticSettings
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 MUTATIONS_TO_BE_NEW = 10

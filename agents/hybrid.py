@@ -15,14 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records, learn_if
 from crystaljax.agents.designs import Designs, next_gene
 from crystaljax.agents.genetic import Population, breed, first_population, survive
 from crystaljax.agents.hyperparameters import HybridConfig, PPOConfig, PPOSettings
 from crystaljax.agents.ppo import PPO, TrainState, make_learner
 from crystaljax.agents.rollout import Lanes, first_lanes, rollout
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 
 CLONE_BATCH = 128

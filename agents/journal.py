@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from crystaljax.agents.ledger import Episode
-from crystaljax.agents.tracking import Tracker
 from tensorboardX import SummaryWriter
 
 from crystaljax import files
+from crystaljax.agents.ledger import Episode
+from crystaljax.agents.tracking import Tracker
 from crystaljax.run_folder import EPISODES, METRICS, TENSORBOARD, Metrics, RunFolderError, keep_lines, read_lines
 
 _LINES_MISSING = "lines are missing or out of order, so restore the file from a copy"

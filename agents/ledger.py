@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 from ase import formula as formulas
-from crystaljax.agents.base import Records
 
+from crystaljax.agents.base import Records
 from crystaljax.elements import Vocabulary
 from crystaljax.run_folder import Count, Formula, Ordinal, StatusName, Symbols
 from crystaljax.skeleton import Skeleton

@@ -13,8 +13,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from crystaljax.agents.ledger import REFUSED, Episode
 from scipy import stats
+
+from crystaljax.agents.ledger import REFUSED, Episode
 
 TOLERANCES = {"band_gap": 0.25, "bulk_modulus": 25.0, "density": 0.25}
 """How far from the target a crystal may be and still count as a success, in eV, GPa and g/cm3, unless given."""

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records, learn_if
 from crystaljax.agents.hyperparameters import ReplayConfig
 from crystaljax.agents.replay import Batch, Replay
 from crystaljax.agents.rollout import Lanes, Transition, first_lanes, rollout
-from flax import struct
-
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 

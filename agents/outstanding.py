@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from crystaljax.agents.base import Records
-from crystaljax.agents.interrupt import POLL_SECONDS, Stop
 
 from crystaljax import files
+from crystaljax.agents.base import Records
+from crystaljax.agents.interrupt import POLL_SECONDS, Stop
 from crystaljax.delayed import NO_TICKET
 from crystaljax.env import CrystalEnv
 from crystaljax.evaluators import BudgetSpent

@@ -18,12 +18,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records, learn_if, whole_training
 from crystaljax.agents.hyperparameters import PPOConfig
 from crystaljax.agents.networks import ActorCritic, make_trunk
 from crystaljax.agents.rollout import Lanes, Transition, first_lanes, rollout
-from flax import struct
-
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
 from crystaljax.env import CrystalEnv, EnvParams, EnvState
 

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+
 from crystaljax.agents.base import Agent, whole_training
 from crystaljax.agents.dqn import chosen, epsilon, explore
 from crystaljax.agents.hyperparameters import RainbowConfig
@@ -20,7 +21,6 @@ from crystaljax.agents.networks import QValues, make_trunk
 from crystaljax.agents.networks.noisy import NOISE
 from crystaljax.agents.off_policy import Learner, make_off_policy
 from crystaljax.agents.replay import Batch, make_replay
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
 from crystaljax.agents.base import Agent, Records
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.rollout import Lanes, first_lanes, rollout
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 

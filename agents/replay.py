@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import flashbax
 import jax
 import jax.numpy as jnp
+
 from crystaljax.agents.hyperparameters import ReplayConfig
 from crystaljax.agents.rollout import Transition
-
 from crystaljax.delayed import NO_TICKET, fill
 
 SMALLEST_PRIORITY = 1e-6

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
-from crystaljax.agents.ledger import Episode, Ledger
 
 from crystaljax import caveats, files
+from crystaljax.agents.ledger import Episode, Ledger
 from crystaljax.caveats import Caveat
 from crystaljax.env import CrystalEnv
 from crystaljax.run_folder import BEST, CRYSTALS, RunFolderError

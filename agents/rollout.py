@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from crystaljax.agents.base import Records
 from flax import struct
 
+from crystaljax.agents.base import Records
 from crystaljax.delayed import DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 

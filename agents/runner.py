@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
+
 from crystaljax.agents import config as configs
 from crystaljax.agents import interrupt, report, tracking
 from crystaljax.agents.accounting import Accounting
@@ -40,7 +41,6 @@ from crystaljax.agents.random_search import make_random_search
 from crystaljax.agents.runs import member_folder
 from crystaljax.agents.sac import make_sac
 from crystaljax.agents.tracking import Tracker
-
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Deferred, Evaluator

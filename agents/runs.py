@@ -11,7 +11,6 @@ from crystaljax.agents import config as configs
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.journal import read_history
 from crystaljax.agents.ledger import Episode
-
 from crystaljax.run_folder import BEST, Best, Metrics, RunFolderError, read_best, read_spent, read_sweep
 
 

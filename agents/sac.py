@@ -14,14 +14,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
+
 from crystaljax.agents.base import Agent, whole_training
 from crystaljax.agents.dqn import chosen
 from crystaljax.agents.hyperparameters import SACConfig
 from crystaljax.agents.networks import ActorCritic, QValues, make_trunk
 from crystaljax.agents.off_policy import Learner, make_off_policy
 from crystaljax.agents.replay import Batch, make_replay
-from flax import struct
-
 from crystaljax.env import CrystalEnv, EnvParams
 
 

@@ -36,15 +36,15 @@ from pathlib import Path
 from unittest import mock
 
 import psutil
+
+import benchmarks
+from crystaljax import library
 from crystaljax.dft_bridge import Bridge, Limits, Request
 from crystaljax.dft_bridge.engines.base import EngineNotReady, Result
 from crystaljax.dft_bridge.store import Store, StoreError
 from crystaljax.dft_bridge.store.repair import repair
 from crystaljax.dft_bridge.store.schema import SCHEMA
 from crystaljax.dft_bridge.store.verify import Findings, verify
-
-import benchmarks
-from crystaljax import library
 from crystaljax.status import Status
 
 # An engine that workers can import.
@@ -562,7 +562,6 @@ def damaged_run(scene: Scene, kills: int) -> Damage:
     from crystaljax.agents.config import RunConfig
     from crystaljax.agents.hyperparameters import RandomConfig
     from crystaljax.agents.runner import train
-
     from crystaljax.run_folder import CRYSTALS, EPISODES, METRICS, RunFolderError
 
     algorithm = RandomConfig(lanes=4, steps=2)

@@ -26,9 +26,9 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from crystaljax.dft_bridge import Bridge, Request
 
 from crystaljax import library
+from crystaljax.dft_bridge import Bridge, Request
 
 # An engine that workers can import: pickled by value, as things of __main__ are, it would cost more than the bridge.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

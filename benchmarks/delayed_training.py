@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig
 from crystaljax.agents.runner import train
 from crystaljax.dft_bridge import Bridge
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.checks import density_of, to_atoms
-
 from crystaljax.status import Status
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

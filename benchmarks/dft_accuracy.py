@@ -21,6 +21,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
+
+from benchmarks.dft_cases import COMPRESSION, RELAXATIONS, STATE_EQUATIONS, VOLUMES, Case, cases
+from benchmarks.pwx import run
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
 from crystaljax.dft_bridge.planewave.properties import PRESSURE_UNIT, energies_of_volumes, relax
@@ -28,9 +31,6 @@ from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
 from crystaljax.dft_bridge.planewave.relaxation import symmetrise
 from crystaljax.dft_bridge.planewave.scf import ScfSettings
 from crystaljax.dft_bridge.planewave.solver import derivatives
-
-from benchmarks.dft_cases import COMPRESSION, RELAXATIONS, STATE_EQUATIONS, VOLUMES, Case, cases
-from benchmarks.pwx import run
 
 SHORT = ("Si", "NaCl", "MgO", "Al", "C1-KMgF3", "C1-MnSiFHC")
 """What a quick run compares; equation of state and relaxation of Si only."""

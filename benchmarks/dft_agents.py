@@ -22,11 +22,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.main_job import summary
 from crystaljax.agents import metrics
 from crystaljax.agents.ledger import Episode
 from crystaljax.agents.runs import read_all
-
-from benchmarks.main_job import summary
 
 EPISODES, LANES = 960, 16
 REPLAY = "--learning-rate 1e-3 --start 320 --train-every 2".split()

@@ -25,10 +25,10 @@ import numpy as np
 import spglib
 from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
-from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 
 from benchmarks.pwx import SYMPREC, PwxError, PwxJob, PwxResult, electrons, oriented, run, upf_folder
 from crystaljax import library
+from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 
 CUTOFF = 40.0
 """Ha."""

@@ -25,12 +25,12 @@ from pathlib import Path
 
 import numpy as np
 from ase.data import atomic_numbers
+
+from crystaljax import library
 from crystaljax.dft_bridge import Request, Store, open_bridge
 from crystaljax.dft_bridge.engines.base import PROPERTIES
 from crystaljax.dft_bridge.engines.checks import symbols_of
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
-
-from crystaljax import library
 from crystaljax.elements import VOCABULARIES
 from crystaljax.status import Status
 

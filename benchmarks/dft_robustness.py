@@ -20,11 +20,11 @@ from collections import Counter
 import loky
 import numpy as np
 from ase.data import atomic_numbers
+
+from crystaljax import library
 from crystaljax.dft_bridge.engines.base import Crystal
 from crystaljax.dft_bridge.engines.checks import symbols_of
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
-
-from crystaljax import library
 from crystaljax.elements import MEDIUM
 
 ENGINE = PlanewaveEngine.preset("fast", density_cutoff=20.0, density_kppa=20.0)
@@ -67,6 +67,7 @@ def assignments(count: int, seed: int) -> dict[str, list[Crystal]]:
 def run(skeleton: str, crystals: list[Crystal]) -> list[Outcome]:
     """All crystals of one program, in a worker."""
     import jax
+
     from crystaljax.dft_bridge.planewave.kinds import Workbench
     from crystaljax.dft_bridge.planewave.solver import energies
 

@@ -29,6 +29,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.spacegroup import crystal as spacegroup_crystal
 from ase.units import Hartree
+
+from benchmarks.dft_cases import bands
+from benchmarks.pwx import PwxJob, electrons, key_of, oriented, run
 from crystaljax.dft_bridge import Request, Store, open_bridge
 from crystaljax.dft_bridge.engines.base import Result
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
@@ -38,9 +41,6 @@ from crystaljax.dft_bridge.kpoints import (
     reduce_points,
     shortest_cell,
 )
-
-from benchmarks.dft_cases import bands
-from benchmarks.pwx import PwxJob, electrons, key_of, oriented, run
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 

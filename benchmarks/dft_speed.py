@@ -30,16 +30,16 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from crystaljax.dft_bridge.planewave import solver as solver_module
-from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench, bytes_of_crystal
-from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
-from crystaljax.dft_bridge.planewave.scf import ScfSettings
-from crystaljax.dft_bridge.planewave.solver import Solver, energies
 
 import benchmarks
 from benchmarks.dft_accuracy import kind as kind_of
 from benchmarks.dft_cases import Case, cases
 from benchmarks.pwx import PwxJob, run
+from crystaljax.dft_bridge.planewave import solver as solver_module
+from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench, bytes_of_crystal
+from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
+from crystaljax.dft_bridge.planewave.scf import ScfSettings
+from crystaljax.dft_bridge.planewave.solver import Solver, energies
 from crystaljax.elements import MEDIUM
 
 CASES = ("NaCl", "C1-KMgF3", "C1-MnSiFHC", "C5-AlMnCu2", "C6-Na3P", "C3-Al6SiGe")

@@ -22,15 +22,15 @@ import jax
 import numpy as np
 from ase.data import atomic_numbers
 from ase.units import Bohr, Hartree
-from crystaljax.dft_bridge.planewave.kinds import Workbench
-from crystaljax.dft_bridge.planewave.pseudofile import PseudoFile, read_pseudopotential
-from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
-from crystaljax.dft_bridge.planewave.solver import energies
 from scipy.interpolate import make_interp_spline
 
 from benchmarks.dft_accuracy import kind
 from benchmarks.dft_cases import Case, cases
 from benchmarks.pwx import run, upf_folder
+from crystaljax.dft_bridge.planewave.kinds import Workbench
+from crystaljax.dft_bridge.planewave.pseudofile import PseudoFile, read_pseudopotential
+from crystaljax.dft_bridge.planewave.pseudopotentials import shipped
+from crystaljax.dft_bridge.planewave.solver import energies
 
 NAMES = ("NaCl", "C1-KMgF3", "C1-MnSiFHC")
 POINTS = 1001  # of the radial mesh, to 10 bohr: pw.x integrates no further either

@@ -23,6 +23,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii
+
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.gpaw import GpawEngine
 

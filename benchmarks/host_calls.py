@@ -21,9 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-from crystaljax.dft_bridge import Bridge, Request
 
 import crystaljax
+from crystaljax.dft_bridge import Bridge, Request
 
 # An engine that workers can import: pickled by value, as things of __main__ are, it would cost more than the bridge.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))

@@ -33,11 +33,12 @@ def child(folder: str) -> None:
     sys.path.insert(0, str(TESTS))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     print("begun", flush=True)
+    from fake_engines import FakeEngine
+
     from crystaljax.agents import runner
     from crystaljax.agents.config import RunConfig
     from crystaljax.agents.hyperparameters import PPOConfig
     from crystaljax.dft_bridge import Bridge
-    from fake_engines import FakeEngine
 
     algorithm = PPOConfig(lanes=16, steps=5)
     config = RunConfig(task="BandGap-C1-v0", algorithm=algorithm, network="mlp", engine="fake", episodes=100_000)

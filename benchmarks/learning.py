@@ -38,13 +38,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from crystaljax.agents import hyperparameters as settings
 from crystaljax.agents.base import Records, whole_training
 from crystaljax.agents.designs import evaluate, random_designs
 from crystaljax.agents.ledger import REFUSED
 from crystaljax.agents.metrics import interquartile_mean, interval
 from crystaljax.agents.runner import MAKERS
-
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.symmetry import canonical_numbers
 from crystaljax.tasks import make

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from crystaljax.agents import config, metrics
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.ledger import Episode

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from crystaljax.dft_bridge import Bridge, Request, open_bridge
-from crystaljax.dft_bridge.engines.base import Result
 
 from crystaljax import library, tables
 from crystaljax.caveats import Caveat
+from crystaljax.dft_bridge import Bridge, Request, open_bridge
+from crystaljax.dft_bridge.engines.base import Result
 from crystaljax.elements import SMALL
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status

@@ -23,6 +23,7 @@ import re
 import jax
 import numpy as np
 from ase.units import GPa, Hartree
+
 from crystaljax.dft_bridge.engines.planewave import CUTOFF_FILE
 from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench
 from crystaljax.dft_bridge.planewave.pseudopotentials import shipped

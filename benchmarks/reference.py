@@ -147,11 +147,11 @@ def theirs(csv: str, seconds: float, repetitions: int) -> dict[str, Any]:
 def ours(seconds: float, repetitions: int) -> dict[str, Any]:
     """Rates of CrystalJAX on the same crystal, and the sizes of its networks by name."""
     import jax
-    from crystaljax.agents.networks import QValues, count_parameters, make_trunk
 
     import crystaljax
     from benchmarks.env_throughput import build
     from crystaljax.adapters import GymnasiumEnv
+    from crystaljax.agents.networks import QValues, count_parameters, make_trunk
 
     nothing = crystaljax.FunctionEvaluator(lambda numbers, skeleton: jax.numpy.float32(1.0), "constant")
     env, params = crystaljax.make("BandGap-C2-v0", nothing)

@@ -37,13 +37,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
+
+from benchmarks import learning
 from crystaljax.agents import hyperparameters as settings
 from crystaljax.agents.base import Records, whole_training
 from crystaljax.agents.ledger import REFUSED
 from crystaljax.agents.runner import MAKERS
-from scipy import stats
-
-from benchmarks import learning
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.files import replace_text
 from crystaljax.status import Status

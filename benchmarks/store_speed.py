@@ -20,14 +20,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from crystaljax import library
 from crystaljax.dft_bridge.engines.base import Result
 from crystaljax.dft_bridge.engines.registry import make_engine
 from crystaljax.dft_bridge.keys import Keys, Request
 from crystaljax.dft_bridge.store import Record, Store
 from crystaljax.dft_bridge.store.query import tally
 from crystaljax.dft_bridge.store.verify import verify
-
-from crystaljax import library
 from crystaljax.elements import LARGE
 from crystaljax.status import Status
 

@@ -23,14 +23,14 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from crystaljax.agents.base import Agent, Records
-from crystaljax.agents.evaluation import make_designer
-from crystaljax.agents.hyperparameters import PPOConfig
-from crystaljax.agents.ppo import make_ppo, make_train
 
 import crystaljax
 from benchmarks.table_report import probabilities, random_search, rewards
 from crystaljax import tables
+from crystaljax.agents.base import Agent, Records
+from crystaljax.agents.evaluation import make_designer
+from crystaljax.agents.hyperparameters import PPOConfig
+from crystaljax.agents.ppo import make_ppo, make_train
 from crystaljax.evaluators import Problem, shipped_table
 
 LANES, FEW_LANES = 4096, 8

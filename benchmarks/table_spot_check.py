@@ -23,13 +23,13 @@ import numpy as np
 from ase import Atoms
 from ase.data import atomic_numbers
 from ase.units import GPa, Hartree
-from crystaljax.dft_bridge.engines.checks import density_of
-from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
-from crystaljax.dft_bridge.kpoints import Sampling, find_symmetry, reduce_points
 
 from benchmarks.dft_cases import bands
 from benchmarks.pwx import PwxJob, PwxResult, electrons, oriented, run
 from crystaljax import tables
+from crystaljax.dft_bridge.engines.checks import density_of
+from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
+from crystaljax.dft_bridge.kpoints import Sampling, find_symmetry, reduce_points
 from crystaljax.status import Status
 from crystaljax.tables import Entry, Table
 

@@ -193,9 +193,9 @@ def dft(quick: bool) -> list[Row]:
     """Band gaps of random perovskites by the planewave engine; on a CPU with pw.x, its SCFs beside ours too."""
     import jax
     import numpy as np
-    from crystaljax.dft_bridge import Request, open_bridge
 
     from crystaljax import library
+    from crystaljax.dft_bridge import Request, open_bridge
     from crystaljax.elements import get_vocabulary
 
     on_cpu = jax.default_backend() == "cpu"

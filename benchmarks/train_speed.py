@@ -29,11 +29,11 @@ from importlib import metadata
 import jax
 import jax.numpy as jnp
 import numpy as np
-from crystaljax.agents.hyperparameters import PPOConfig
-from crystaljax.agents.ppo import make_train
 
 import crystaljax
 from crystaljax.adapters import FiveTupleEnv
+from crystaljax.agents.hyperparameters import PPOConfig
+from crystaljax.agents.ppo import make_train
 from crystaljax.elements import get_vocabulary
 
 TASK = "BandGap-PerovskiteABX3-v0"

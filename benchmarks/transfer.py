@@ -38,6 +38,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from benchmarks.learning import RANDOM, RESULTS, Outcome, Trial, Version, best_so_far, kept, rarity, run, spanned, table
 from crystaljax.agents.base import whole_training
 from crystaljax.agents.designs import Designs, evaluate, random_designs
 from crystaljax.agents.evaluation import make_designer
@@ -45,8 +47,6 @@ from crystaljax.agents.hyperparameters import PPOConfig
 from crystaljax.agents.metrics import interquartile_mean, interval
 from crystaljax.agents.networks import make_trunk
 from crystaljax.agents.ppo import make_ppo
-
-from benchmarks.learning import RANDOM, RESULTS, Outcome, Trial, Version, best_so_far, kept, rarity, run, spanned, table
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.tasks import make
 

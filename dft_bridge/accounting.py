@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crystaljax.dft_bridge.engines.base import Result
-
 from crystaljax.status import Status
 
 OF_THE_ENGINE = ("refusing", "grouping")

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from crystaljax.dft_bridge.engines.base import Result
-
 from crystaljax.status import Status
 
 REMEMBERED = 4096

@@ -19,7 +19,6 @@ from crystaljax.dft_bridge.engines.base import (
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.limits import JobFailed, Limits
 from crystaljax.dft_bridge.store import Record, Store, StoreError
-
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from crystaljax.caveats import Caveat
 from crystaljax.dft_bridge.accounting import Account, Budget, Stats
 from crystaljax.dft_bridge.answers import CANCELLED, Answers
 from crystaljax.dft_bridge.archive import Archive
@@ -31,8 +33,6 @@ from crystaljax.dft_bridge.limits import ExecutorLost, Limits
 from crystaljax.dft_bridge.pool import WorkerPool
 from crystaljax.dft_bridge.store import Store, StoreError
 from crystaljax.dft_bridge.tickets import Answer, Tickets
-
-from crystaljax.caveats import Caveat
 from crystaljax.evaluators import BoundEvaluator, Problem
 from crystaljax.skeleton import stack
 from crystaljax.status import Status
@@ -40,7 +40,6 @@ from crystaljax.symmetry import canonical
 
 if TYPE_CHECKING:
     from crystaljax.dft_bridge.delayed import DelayedEvaluation
-
     from crystaljax.env import CrystalEnv
 
 logger = logging.getLogger(__name__)

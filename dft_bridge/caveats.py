@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from crystaljax.dft_bridge.engines.base import Crystal, Result
-from crystaljax.dft_bridge.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points
 
 from crystaljax import caveats
 from crystaljax.caveats import Caveat
+from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points
 from crystaljax.status import Status
 
 

@@ -19,11 +19,12 @@ from concurrent.futures import CancelledError, Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any
 
+from distributed import Client, Worker, WorkerPlugin, get_worker
+from distributed.scheduler import KilledWorker
+
 from crystaljax.dft_bridge.engines.base import BatchEngine, Engine
 from crystaljax.dft_bridge.limits import ExecutorLost, Limits, WorkerDied
 from crystaljax.dft_bridge.pool import LEAST_CAPACITY, WorkerPool
-from distributed import Client, Worker, WorkerPlugin, get_worker
-from distributed.scheduler import KilledWorker
 
 CONNECT_SECONDS = 10.0
 COUNT_SECONDS = 5.0

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from crystaljax.dft_bridge.bridge import Bridge
-from crystaljax.dft_bridge.keys import Request
 
 from crystaljax.delayed import NO_TICKET
+from crystaljax.dft_bridge.bridge import Bridge
+from crystaljax.dft_bridge.keys import Request
 from crystaljax.env import CrystalEnv
 from crystaljax.status import Status
 

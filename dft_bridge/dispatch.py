@@ -26,7 +26,6 @@ from crystaljax.dft_bridge.keys import Request
 from crystaljax.dft_bridge.limits import ExecutorLost, JobFailed
 from crystaljax.dft_bridge.store import StoreError
 from crystaljax.dft_bridge.worker import Done, run_job
-
 from crystaljax.evaluators import BudgetSpent
 from crystaljax.status import Status
 

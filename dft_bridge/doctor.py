@@ -14,7 +14,6 @@ from crystaljax.dft_bridge import engines
 from crystaljax.dft_bridge.engines.base import EngineNotReady
 from crystaljax.dft_bridge.engines.pwscf import QEPY_HOME
 from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
-
 from crystaljax.errors import CrystalJAXError
 
 _SITECONFIG = Path(engines.__file__).with_name("gpaw_siteconfig.py")

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 from crystaljax.dft_bridge.engines.base import Crystal
 from crystaljax.dft_bridge.standard_form import standard_form
-
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import canonical_numbers
 

@@ -29,12 +29,13 @@ from typing import Any
 
 import loky
 import psutil
-from crystaljax.dft_bridge.engines.base import EngineNotReady
-from crystaljax.dft_bridge.limits import JobFailed, JobTimeout, Limits, OutOfMemory, WorkerDied
-from crystaljax.dft_bridge.worker import arrive, remove_scratch, start_worker
 from loky.backend import resource_tracker
 from loky.backend.utils import kill_process_tree
 from loky.process_executor import ShutdownExecutorError
+
+from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.limits import JobFailed, JobTimeout, Limits, OutOfMemory, WorkerDied
+from crystaljax.dft_bridge.worker import arrive, remove_scratch, start_worker
 
 logger = logging.getLogger(__name__)
 

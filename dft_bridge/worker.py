@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, Result, about_the_machine, check_plain
 
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, Engine, Result, about_the_machine, check_plain
 from crystaljax.status import Status
 
 logger = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
-
 from crystaljax.status import Status
 
 

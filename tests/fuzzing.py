@@ -26,6 +26,10 @@ import fake_pwx
 import numpy as np
 from ase import Atoms
 from ase.formula import Formula
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from pymatgen.core import Lattice, Structure
+
 from crystaljax.agents.comparison import write_report
 from crystaljax.agents.config import RunConfig, from_table, load, read_toml
 from crystaljax.agents.journal import History, Journal, history_at
@@ -41,10 +45,6 @@ from crystaljax.dft_bridge.store import Record, Row, Store, StoreError
 from crystaljax.dft_bridge.store.export import read_file, write_lines
 from crystaljax.dft_bridge.store.schema import SCHEMA
 from crystaljax.dft_bridge.store.verify import Findings, verify
-from hypothesis import HealthCheck, given, seed, settings
-from hypothesis import strategies as st
-from pymatgen.core import Lattice, Structure
-
 from crystaljax.run_folder import ACCOUNTING, CRYSTALS, SWEEP
 from crystaljax.run_folder import CONFIG as FILE
 from crystaljax.skeleton import Skeleton, stack

@@ -7,14 +7,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fake_engines import FakeEngine
+
+from crystaljax import library
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import train
 from crystaljax.dft_bridge import Bridge, Budget, Limits, Request, Store
 from crystaljax.dft_bridge.store import StoreError
-from fake_engines import FakeEngine
-
-from crystaljax import library
 from crystaljax.evaluators import BudgetSpent
 from crystaljax.status import Status
 

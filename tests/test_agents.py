@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import crystaljax
 from crystaljax.agents import dqn, ppo, rainbow, sac
 from crystaljax.agents.base import whole_training
 from crystaljax.agents.hyperparameters import (
@@ -28,8 +30,6 @@ from crystaljax.agents.networks.noisy import NOISE
 from crystaljax.agents.replay import SMALLEST_PRIORITY, make_replay, n_step
 from crystaljax.agents.rollout import Transition, first_lanes, rollout
 from crystaljax.agents.runner import MAKERS
-
-import crystaljax
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles in half the time."""

@@ -22,6 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts, xla_threads
+from jax.sharding import Mesh, PartitionSpec
+
+import crystaljax
+from crystaljax import evaluators, library
 from crystaljax.dft_bridge import Bridge, Request, Store, open_bridge
 from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
@@ -30,11 +35,6 @@ from crystaljax.dft_bridge.keys import Keys, canonical_numbers
 from crystaljax.dft_bridge.limits import JobTimeout, Limits, WorkerDied
 from crystaljax.dft_bridge.pool import WorkerPool
 from crystaljax.dft_bridge.store import StoreError
-from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts, xla_threads
-from jax.sharding import Mesh, PartitionSpec
-
-import crystaljax
-from crystaljax import evaluators, library
 from crystaljax.evaluators import Problem
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from ase.data import atomic_numbers
 from ase.units import GPa
+
+import crystaljax
 from crystaljax.agents.chgnet.evaluator import FITTED, CHGNetEvaluator, birch_murnaghan, solve
 from crystaljax.agents.chgnet.geometry import at_scale, cells_of, find_neighbours, measure, stack_neighbours
 from crystaljax.agents.chgnet.model import CHGNet
 from crystaljax.agents.chgnet.weights import pretrained
 from crystaljax.agents.networks import count_parameters
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
-
-import crystaljax
 from crystaljax.elements import masses
 from crystaljax.evaluators import AVOGADRO, Problem
 from crystaljax.library import benchmark, rocksalt

@@ -13,15 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import crystaljax.agents
-import crystaljax.dft_bridge
 import pytest
 from ase.build import bulk
 from ase.io import write as write_atoms
+
+import crystaljax.agents
+import crystaljax.dft_bridge
+from crystaljax import cli, library
 from crystaljax.agents.config import read_options
 from crystaljax.dft_bridge import Store
-
-from crystaljax import cli, library
 from crystaljax.evaluators import UNRELAXED_DENSITY
 
 SHORT = "--engine unrelaxed-density --network mlp --episodes 24 --lanes 4 --steps 6".split()

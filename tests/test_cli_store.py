@@ -10,11 +10,11 @@ import subprocess
 import sys
 
 import pytest
-from crystaljax.dft_bridge.store import PATH_VARIABLE, Store
 from test_cli import run
 from test_store import BAD, GOOD, VERSION_1, damage, many, new_schema, real  # noqa: F401
 
 from crystaljax import cli_store
+from crystaljax.dft_bridge.store import PATH_VARIABLE, Store
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crystaljax.dft_bridge import Bridge, Request
-from crystaljax.dft_bridge.delayed import DelayedEvaluation
-from crystaljax.dft_bridge.engines.base import EngineNotReady
 from fake_engines import FakeEngine, fake_value
 
 import crystaljax
 from crystaljax import library
 from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
+from crystaljax.dft_bridge import Bridge, Request
+from crystaljax.dft_bridge.delayed import DelayedEvaluation
+from crystaljax.dft_bridge.engines.base import EngineNotReady
 from crystaljax.evaluators import Deferred, FunctionEvaluator, unrelaxed_density
 from crystaljax.status import Status
 

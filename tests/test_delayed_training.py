@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fake_engines import FakeEngine, fake_value
+
+import crystaljax
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import (
     DQNConfig,
@@ -29,13 +32,10 @@ from crystaljax.agents.ppo import make_ppo
 from crystaljax.agents.replay import make_replay
 from crystaljax.agents.rollout import Transition
 from crystaljax.agents.runner import build_delayed_agent, sweep, train
+from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.dft_bridge import Bridge
 from crystaljax.dft_bridge.accounting import Budget
 from crystaljax.dft_bridge.delayed import Arrivals
-from fake_engines import FakeEngine, fake_value
-
-import crystaljax
-from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.evaluators import BoundEvaluator, Deferred
 from crystaljax.status import Status
 

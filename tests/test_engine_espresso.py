@@ -22,15 +22,15 @@ import pytest
 from ase.build import bulk
 from ase.data import atomic_masses
 from ase.units import Hartree
+
+from benchmarks import pwx
+from crystaljax.caveats import Caveat
 from crystaljax.dft_bridge import doctor
 from crystaljax.dft_bridge.engines import pwscf, upf
 from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
 from crystaljax.dft_bridge.engines.espresso import PRESETS, RUNGS, EspressoEngine
 from crystaljax.dft_bridge.engines.registry import make_engine
-
-from benchmarks import pwx
-from crystaljax.caveats import Caveat
 from crystaljax.status import Status
 
 

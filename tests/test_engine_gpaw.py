@@ -17,6 +17,7 @@ pytest.importorskip("gpaw", reason="run `crystaljax doctor --install gpaw` to te
 from ase.build import bulk
 from ase.data import atomic_numbers
 from ase.units import GPa
+
 from crystaljax.dft_bridge import doctor
 from crystaljax.dft_bridge.engines import gpaw as module
 from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady, Result
@@ -25,7 +26,6 @@ from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 from crystaljax.dft_bridge.engines.gpaw import PRESETS, RUNGS, GpawEngine
 from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
 from crystaljax.dft_bridge.ladder import names_of
-
 from crystaljax.elements import LARGE
 from crystaljax.status import Status
 

@@ -6,12 +6,12 @@ import dataclasses
 
 import jax
 import pytest
+
+from crystaljax import cli
 from crystaljax.agents import runner
 from crystaljax.agents.checkpoints import Checkpoints
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import ALGORITHMS
-
-from crystaljax import cli
 
 LEARNING = ("ppo", "dqn", "rainbow", "sac", "hybrid")
 DRAWING = ("ppo", "sac", "hybrid")

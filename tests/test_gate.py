@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crystaljax.dft_bridge.gate import gate
 
+from crystaljax.dft_bridge.gate import gate
 from crystaljax.status import Status
 
 SITES = 3

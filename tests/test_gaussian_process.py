@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.data import atomic_numbers
+from scipy import stats
+
+import crystaljax
+from crystaljax import tables
 from crystaljax.agents import chemistry, designs
 from crystaljax.agents import gaussian_process as gp
 from crystaljax.agents import surrogate as model
 from crystaljax.agents.base import whole_training
 from crystaljax.agents.hyperparameters import GaussianProcessConfig, NeutralConfig
-from scipy import stats
-
-import crystaljax
-from crystaljax import tables
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.evaluators import Deferred
 from crystaljax.status import Status

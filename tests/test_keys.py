@@ -7,14 +7,14 @@ import json
 
 import numpy as np
 import pytest
-from crystaljax.dft_bridge.engines.base import Crystal
-from crystaljax.dft_bridge.keys import KeyRing, Keys, Request
-from crystaljax.dft_bridge.standard_form import LENGTH_BIN, RATIO_BIN, standard_form
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from crystaljax import library, structures
+from crystaljax.dft_bridge.engines.base import Crystal
+from crystaljax.dft_bridge.keys import KeyRing, Keys, Request
+from crystaljax.dft_bridge.standard_form import LENGTH_BIN, RATIO_BIN, standard_form
 from crystaljax.skeleton import Skeleton
 from crystaljax.symmetry import canonical_numbers
 

@@ -7,6 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 from ase.lattice import all_variants
+from pymatgen.core import Structure
+from pymatgen.io.vasp.inputs import Kpoints
+
+from crystaljax import library, tables
 from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, CrystalFingerprint, Result
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 from crystaljax.dft_bridge.keys import Keys
@@ -24,10 +28,6 @@ from crystaljax.dft_bridge.kpoints import (
     shortest_cell,
     special_points,
 )
-from pymatgen.core import Structure
-from pymatgen.io.vasp.inputs import Kpoints
-
-from crystaljax import library, tables
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 

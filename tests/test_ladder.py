@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from crystaljax.dft_bridge import ladder
 from crystaljax.dft_bridge.engines.registry import ENGINES
 from crystaljax.dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure
@@ -14,7 +15,6 @@ from crystaljax.dft_bridge.planewave import recovery
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
 from crystaljax.dft_bridge.planewave.solver import Solution
-
 from crystaljax.status import Status
 
 LADDER = (Rung(AS_SET), Rung("lower"), Rung("upper"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import crystaljax.dft_bridge
 import pytest
+
+import crystaljax.dft_bridge
 
 SOURCES = sorted(Path(crystaljax.dft_bridge.__file__).parent.rglob("*.py"))
 OF_THE_DAY = {("time", "time"), ("time", "time_ns"), ("datetime", "now"), ("datetime", "utcnow"), ("date", "today")}

@@ -7,10 +7,11 @@ import json
 
 import numpy as np
 import pytest
-from crystaljax.agents import metrics, reference
-from crystaljax.agents.ledger import Episode, formula
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from crystaljax.agents import metrics, reference
+from crystaljax.agents.ledger import Episode, formula
 
 
 def episode(crystal, reward, value=None, elements="Na Cl", status=None):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import crystaljax
 from crystaljax.agents.chgnet.weights import pretrained
 from crystaljax.agents.evaluation import make_designer, refuse_other_shapes
 from crystaljax.agents.networks import (
@@ -21,8 +23,6 @@ from crystaljax.agents.networks import (
 from crystaljax.agents.networks.base import masked_mean
 from crystaljax.agents.networks.transformer import pair_features
 from crystaljax.agents.ppo import PPOConfig, make_ppo, make_train
-
-import crystaljax
 from crystaljax.library import benchmark
 from crystaljax.observation import GraphObservation
 from crystaljax.skeleton import Skeleton

@@ -15,6 +15,11 @@ import numpy as np
 import pytest
 from ase.data import atomic_masses, atomic_numbers
 from ase.units import Bohr, Hartree
+from numpy.polynomial.legendre import leggauss, legval
+from pymatgen.core import Lattice, Structure
+from pymatgen.io.vasp.inputs import Kpoints
+
+from crystaljax import caveats
 from crystaljax.dft_bridge.engines import planewave as module
 from crystaljax.dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
@@ -50,11 +55,6 @@ from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet, 
 from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
-from numpy.polynomial.legendre import leggauss, legval
-from pymatgen.core import Lattice, Structure
-from pymatgen.io.vasp.inputs import Kpoints
-
-from crystaljax import caveats
 from crystaljax.status import Status
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])

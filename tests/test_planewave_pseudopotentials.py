@@ -7,6 +7,8 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import erf
+
 from crystaljax.dft_bridge.planewave import pseudopotentials
 from crystaljax.dft_bridge.planewave.data.build import build
 from crystaljax.dft_bridge.planewave.pseudofile import read_pseudopotential
@@ -22,8 +24,6 @@ from crystaljax.dft_bridge.planewave.pseudopotentials import (
     tables_from_file,
     write_set,
 )
-from scipy.special import erf
-
 from crystaljax.elements import LARGE
 
 VALENCE = 4

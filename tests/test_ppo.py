@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import crystaljax
 from crystaljax.agents.hyperparameters import PPOConfig, RandomConfig
 from crystaljax.agents.ppo import Sample, advantages, loss, make_optimizer, make_ppo, make_train, shuffled
 from crystaljax.agents.random_search import make_random_search
-
-import crystaljax
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles in half the time."""

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
 from crystaljax.dft_bridge.planewave import program_cache
 from crystaljax.dft_bridge.planewave.program_cache import ProgramCache
 

@@ -13,15 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
+from fake_engines import FakeEngine
+
+from crystaljax import FunctionEvaluator, cli
 from crystaljax.agents import comparison, metrics, page, runs
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import sweep, train
-from crystaljax.dft_bridge import Bridge, Budget
-from fake_engines import FakeEngine
-
-from crystaljax import FunctionEvaluator, cli
 from crystaljax.caveats import Caveat
+from crystaljax.dft_bridge import Bridge, Budget
 
 RUN = RunConfig(
     task="BandGap-RocksaltAB-v0",

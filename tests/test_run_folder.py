@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
 
 import pytest
+
+import crystaljax
+from crystaljax import cli, files, run_folder
 from crystaljax.agents import outstanding, runs
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import sweep, train
-
-import crystaljax
-from crystaljax import cli, files, run_folder
 from crystaljax.errors import CrystalJAXError
 from crystaljax.plain_data import WrongData, at_least, typed
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
+
+import crystaljax
 from crystaljax.agents import config as configs
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import (
@@ -35,8 +37,6 @@ from crystaljax.agents.hyperparameters import (
 from crystaljax.agents.ledger import Ledger, formula
 from crystaljax.agents.random_search import make_random_search
 from crystaljax.agents.runner import MAKERS, build_agent, build_env, sweep, train
-
-import crystaljax
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
 from crystaljax.run_folder import read_sweep

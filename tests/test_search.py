@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import crystaljax
 from crystaljax.agents import annealing, bayesian, chemistry, designs, exhaustive, genetic, hybrid
 from crystaljax.agents.base import whole_training
 from crystaljax.agents.designs import Designs
@@ -26,8 +28,6 @@ from crystaljax.agents.hyperparameters import (
 )
 from crystaljax.agents.random_search import make_random_search
 from crystaljax.agents.rollout import first_lanes, rollout
-
-import crystaljax
 from crystaljax.symmetry import count_distinct
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -25,6 +25,8 @@ import numpy as np
 import postgres_server
 import pytest
 from ase import Atoms
+
+from crystaljax import library
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.store import PATH_VARIABLE, Record, Row, Store, StoreError, default_path
@@ -37,8 +39,6 @@ from crystaljax.dft_bridge.store.query import Query, tally
 from crystaljax.dft_bridge.store.records import LOG_CHARACTERS
 from crystaljax.dft_bridge.store.repair import repair
 from crystaljax.dft_bridge.store.verify import Findings, verify
-
-from crystaljax import library
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 

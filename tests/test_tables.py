@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.data import atomic_numbers
-from crystaljax.dft_bridge import Request
-from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 
 import crystaljax
 from crystaljax import Status, TableEvaluator, library, tables
+from crystaljax.dft_bridge import Request
+from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 from crystaljax.elements import SMALL
 from crystaljax.rewards import BAND_GAP
 from crystaljax.tables import Entry, Table, TableError

@@ -8,11 +8,11 @@ import sys
 import types
 
 import pytest
+
+from crystaljax import cli
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import sweep, train
-
-from crystaljax import cli
 
 RUN = RunConfig(
     task="Density-RocksaltAB-v0",

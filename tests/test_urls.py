@@ -6,14 +6,14 @@ import json
 import sys
 
 import pytest
-from crystaljax.agents import config as configs
-from crystaljax.agents.config import RunConfig
-from crystaljax.dft_bridge.store import Store, StoreError
-from crystaljax.dft_bridge.store.databases import Postgres
 from test_cli import run
 from test_store import new_schema, real  # noqa: F401
 
 from crystaljax import run_folder
+from crystaljax.agents import config as configs
+from crystaljax.agents.config import RunConfig
+from crystaljax.dft_bridge.store import Store, StoreError
+from crystaljax.dft_bridge.store.databases import Postgres
 from crystaljax.urls import passwords, without_password
 
 SECRET = "s3cret"

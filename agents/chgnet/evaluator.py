@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.units import GPa
+from jax.custom_batching import sequential_vmap
+
 from crystaljax.agents.chgnet.geometry import Neighbours, at_scale, cells_of
 from crystaljax.agents.chgnet.model import ELEMENTS, CHGNet
 from crystaljax.agents.chgnet.weights import pretrained
-from jax.custom_batching import sequential_vmap
-
 from crystaljax.elements import masses
 from crystaljax.evaluators import AVOGADRO, BoundEvaluator, Problem
 from crystaljax.status import Status

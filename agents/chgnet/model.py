@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from crystaljax.agents.chgnet.geometry import ATOM_CUTOFF, BOND_CUTOFF, Geometry
 
 FEATURES = 64

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import flax.linen as nn
+
 from crystaljax.agents.config import NETWORKS
 from crystaljax.agents.networks.base import ActorCritic, Features, QValues, count_parameters
 from crystaljax.agents.networks.chgnet import CHGNetTrunk
 from crystaljax.agents.networks.megnet import MEGNet
 from crystaljax.agents.networks.mlp import MLP
 from crystaljax.agents.networks.transformer import GraphTransformer
-
 from crystaljax.env import CrystalEnv
 
 __all__ = [

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from crystaljax.agents.networks.noisy import NoisyDense
 
+from crystaljax.agents.networks.noisy import NoisyDense
 from crystaljax.observation import ANGLE_SCALE, LENGTH_SCALE, GraphObservation
 
 LARGE_NEGATIVE = -1e9

@@ -8,12 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+
 from crystaljax.agents.chgnet.geometry import Neighbours, at_scale, cells_of
 from crystaljax.agents.chgnet.model import FEATURES, Trunk
 from crystaljax.agents.chgnet.weights import pretrained
 from crystaljax.agents.networks.base import Features, focus_of, masked_mean
-from jax.custom_batching import custom_vmap
-
 from crystaljax.observation import GraphObservation
 from crystaljax.skeleton import Skeleton
 

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
 from crystaljax.agents.networks.base import (
     LARGE_NEGATIVE,
     Features,
@@ -17,7 +18,6 @@ from crystaljax.agents.networks.base import (
     masked_mean,
     radial_features,
 )
-
 from crystaljax.observation import GraphObservation
 
 SOFTPLUS_INIT = nn.initializers.variance_scaling(3.0, "fan_in", "truncated_normal")

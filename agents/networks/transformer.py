@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
 from crystaljax.agents.networks.base import (
     LARGE_NEGATIVE,
     Features,
@@ -15,7 +16,6 @@ from crystaljax.agents.networks.base import (
     masked_mean,
     radial_features,
 )
-
 from crystaljax.observation import GraphObservation
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ase import Atoms
 from ase.calculators.calculator import BaseCalculator, SCFError
+
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import (
     check_choice,
@@ -32,7 +33,6 @@ from crystaljax.dft_bridge.engines.checks import (
 )
 from crystaljax.dft_bridge.engines.equation_of_state import MOST_FURTHER, sample
 from crystaljax.dft_bridge.engines.presets import PresetEngine
-
 from crystaljax.status import Status
 
 PREFIX = "ase:"

@@ -11,9 +11,9 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
+
 from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Result
 from crystaljax.dft_bridge.engines.equation_of_state import fit_nearest
-
 from crystaljax.status import Status
 
 BOUNDS = {"band_gap": 30.0, "bulk_modulus": 1000.0, "density": 60.0}

@@ -16,6 +16,7 @@ from typing import Any
 
 from ase import Atoms
 from ase.units import Bohr, Ry
+
 from crystaljax.dft_bridge.engines import pwscf, upf
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.checks import check_choice, density_of, to_atoms
@@ -32,7 +33,6 @@ from crystaljax.dft_bridge.ladder import (
     names_of,
     same_as_fixed,
 )
-
 from crystaljax.status import Status
 
 FOLDER_VARIABLE = "ESPRESSO_PSEUDO"

@@ -25,6 +25,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 from ase.units import GPa
+
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result, about_the_machine
 from crystaljax.dft_bridge.engines.checks import (
     check_choice,
@@ -37,7 +38,6 @@ from crystaljax.dft_bridge.engines.equation_of_state import MOST_FURTHER, sample
 from crystaljax.dft_bridge.engines.presets import PresetEngine
 from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import AS_SET, Climb, Rung, ScfFailure, check_ladder, chosen, described, names_of
-
 from crystaljax.status import Status
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ase import Atoms
+
 from crystaljax.dft_bridge.engines.base import Crystal, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.checks import (
     check_choice,
@@ -34,7 +35,6 @@ from crystaljax.dft_bridge.kpoints import RULES
 from crystaljax.dft_bridge.ladder import check_ladder, chosen, described
 from crystaljax.dft_bridge.planewave.pseudopotentials import SHIPPED_NAME, PseudoError, PseudoSet, load_folder, shipped
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS, ScfRung
-
 from crystaljax.status import Status
 
 if TYPE_CHECKING:
@@ -331,6 +331,7 @@ class PlanewaveEngine(PresetEngine):
         A thread pool as wide as the machine only slows a worker down.
         """
         import jax
+
         from crystaljax.dft_bridge.planewave import program_cache
 
         if folder := jax.config.jax_compilation_cache_dir:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
+
 from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.checks import (
@@ -19,7 +20,6 @@ from crystaljax.dft_bridge.engines.checks import (
     too_close,
 )
 from crystaljax.dft_bridge.kpoints import Sampling, shortest_cell
-
 from crystaljax.status import Status
 
 SAMPLING_FACT = "sampling"

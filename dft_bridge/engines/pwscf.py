@@ -27,10 +27,10 @@ from ase import Atoms
 from ase.calculators.espresso import EspressoProfile
 from ase.io.espresso import write_espresso_in
 from ase.units import Bohr, GPa, Hartree
+
 from crystaljax.dft_bridge.engines.base import MACHINE_RETURNS, EngineNotReady
 from crystaljax.dft_bridge.engines.upf import UpfFile
 from crystaljax.dft_bridge.ladder import ScfFailure
-
 from crystaljax.status import Status
 
 OLDEST = (6, 7)

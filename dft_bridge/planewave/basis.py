@@ -12,9 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
 from crystaljax.dft_bridge.kpoints import IDENTITY, Symmetry
 from crystaljax.dft_bridge.planewave.ewald import EwaldSums, ewald_sums
-from flax import struct
 
 WAVE_BOX_SHARE = 0.75
 """Edge of the box in which H acts on a wave function, relative to the box that holds the density exactly.

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+
 from crystaljax.dft_bridge.planewave import xc
 from crystaljax.dft_bridge.planewave.basis import Basis
 from crystaljax.dft_bridge.planewave.potentials import DensityPotential

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
 from crystaljax.dft_bridge.planewave.basis import Basis
 from crystaljax.dft_bridge.planewave.potentials import WavePotential, projector_functions
-from flax import struct
 
 
 @struct.dataclass

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ase.units import Bohr
+
 from crystaljax.dft_bridge.kpoints import (
     Symmetry,
     find_symmetry,

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
 from crystaljax.dft_bridge.planewave.basis import Basis
 from crystaljax.dft_bridge.planewave.ewald import ewald_matrix
 from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet
-from flax import struct
 
 _STENCIL = 6
 _SLACK = 1 + 1e-9

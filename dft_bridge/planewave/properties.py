@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from ase.units import Bohr, GPa, Hartree
+
 from crystaljax.dft_bridge.ladder import Climb
 from crystaljax.dft_bridge.planewave import recovery
 from crystaljax.dft_bridge.planewave.kinds import Kind, Workbench

@@ -19,8 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from crystaljax.dft_bridge.planewave.pseudofile import ADVICE, SUFFIXES, PseudoError, PseudoFile, read_pseudopotential
 from scipy.special import erf, spherical_jn
+
+from crystaljax.dft_bridge.planewave.pseudofile import ADVICE, SUFFIXES, PseudoError, PseudoFile, read_pseudopotential
 
 __all__ = [
     "Q_MAX_DENSITY",

@@ -14,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from crystaljax.dft_bridge.ladder import PARTLY_FILLED, Climb, same_as_fixed
 from crystaljax.dft_bridge.planewave.rungs import FOOT, ScfRung
 from crystaljax.dft_bridge.planewave.scf import Effort, Guess, Problem
 from crystaljax.dft_bridge.planewave.solver import Finish, Progress, Solution, Solver
-
 from crystaljax.status import Status
 
 

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
 from crystaljax.dft_bridge.planewave import fields
 from crystaljax.dft_bridge.planewave.basis import Basis
 from crystaljax.dft_bridge.planewave.eigensolver import Bands, davidson, hueckel, orthonormalise
@@ -31,7 +33,6 @@ from crystaljax.dft_bridge.planewave.potentials import (
     projector_functions,
     wave_potential,
 )
-from flax import struct
 
 _HOPELESS = 1e-3  # Ha per atom
 _NOISE = 0.05  # as pw.x has it

@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+
 from crystaljax.dft_bridge.planewave import fields, scf
 from crystaljax.dft_bridge.planewave.basis import Basis
 from crystaljax.dft_bridge.planewave.eigensolver import Bands
 from crystaljax.dft_bridge.planewave.potentials import SpeciesTables
 from crystaljax.dft_bridge.planewave.scf import Effort, Energy, Guess, Prepared, Problem, ScfSettings, ScfState
-from flax import struct
 
 _BAND_SWEEPS = 20
 _REFILL_SHARE = 4

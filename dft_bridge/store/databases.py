@@ -16,8 +16,8 @@ from urllib.parse import unquote
 
 import ase.db
 import orjson
-from crystaljax.dft_bridge.store.journal import Journal
 
+from crystaljax.dft_bridge.store.journal import Journal
 from crystaljax.urls import passwords, without_password
 
 BUSY_SECONDS = 60

@@ -10,7 +10,6 @@ from typing import Any
 from crystaljax.dft_bridge.store.databases import Database
 from crystaljax.dft_bridge.store.records import Row
 from crystaljax.dft_bridge.store.table import CHUNK, delete_rows, find, insert_rows
-
 from crystaljax.status import Status
 
 SAME_VALUE = 1e-6

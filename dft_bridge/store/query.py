@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from ase.data import atomic_numbers
 from ase.formula import Formula
+
 from crystaljax.dft_bridge.engines.base import PROPERTIES
 from crystaljax.dft_bridge.store.records import Row
-
 from crystaljax.status import Status
 
 

@@ -16,11 +16,11 @@ import numpy as np
 from ase.data import chemical_symbols
 from ase.db.core import now
 from ase.formula import Formula
+
+from crystaljax import caveats
 from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import NO_TEXT, Crystal, Result, check_plain
 from crystaljax.dft_bridge.keys import KeyRing
-
-from crystaljax import caveats
 from crystaljax.status import Status
 
 COLUMNS = ("formula", "property", "value", "caveats", "status", "engine", "seconds", "key")

@@ -18,7 +18,6 @@ from crystaljax.dft_bridge.store.databases import INDEX, Database
 from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
 from crystaljax.dft_bridge.store.records import Row
 from crystaljax.dft_bridge.store.table import CHUNK, delete_upto, read_rows
-
 from crystaljax.errors import CrystalJAXError
 
 logger = logging.getLogger(__name__)

