@@ -157,11 +157,11 @@ def floor(env: CrystalEnv) -> float:
     return env.objective.failure_reward if env.objective.property == "bulk_modulus" else 0.0
 
 
-def best_so_far(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarray, int]:
-    """One seed's best reward after each distinct evaluation [budget], and how many there were.
+def distinct_evaluations(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which steps of one seed cost an evaluation: a mask [updates, T, L] of the records, and indices into what it picks.
 
-    ``records`` have leaves [updates, T, L, ...]; crystals count in the order of update, step and lane, unless they were
-    refused without a calculation.
+    Crystals count in the order of update, step and lane, the first ``budget`` of them, unless they were refused without
+    a calculation.
     """
     finished = np.asarray(records.finished) & ~np.isin(records.status, REFUSED)
     elements, skeletons = np.asarray(records.elements)[finished], np.asarray(records.skeleton)[finished]
@@ -169,8 +169,13 @@ def best_so_far(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndar
     for index, skeleton in enumerate(env.skeletons):
         mine, sites = skeletons == index, skeleton.n_sites
         names[mine, :sites] = canonical_numbers(elements[mine, :sites], skeleton.permutations)
-    names = np.concatenate([names, skeletons[:, None]], axis=1)
-    first = np.sort(np.unique(names, axis=0, return_index=True)[1])[:budget]
+    first = np.unique(np.column_stack([names, skeletons]), axis=0, return_index=True)[1]
+    return finished, np.sort(first)[:budget]
+
+
+def best_so_far(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarray, int]:
+    """One seed's best reward after each distinct evaluation [budget], and how many there were."""
+    finished, first = distinct_evaluations(env, records, budget)
     best = np.maximum.accumulate(np.maximum(np.asarray(records.reward)[finished][first], floor(env)))
     return np.concatenate([best, np.full(budget - len(first), best[-1])]) - floor(env), len(first)
 

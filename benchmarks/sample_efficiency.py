@@ -47,7 +47,6 @@ from crystaljax.agents.runner import MAKERS
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.files import replace_text
 from crystaljax.status import Status
-from crystaljax.symmetry import canonical_numbers
 from crystaljax.tasks import make
 
 RESULTS = Path(__file__).parent / "results"
@@ -134,14 +133,7 @@ def evaluated(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarra
 
     ``records`` have leaves [updates, T, L, ...].
     """
-    finished = np.asarray(records.finished) & ~np.isin(records.status, REFUSED)
-    elements, skeletons = np.asarray(records.elements)[finished], np.asarray(records.skeleton)[finished]
-    names = elements.copy()
-    for index, skeleton in enumerate(env.skeletons):
-        mine, sites = skeletons == index, skeleton.n_sites
-        names[mine, :sites] = canonical_numbers(elements[mine, :sites], skeleton.permutations)
-    first = np.unique(np.column_stack([names, skeletons]), axis=0, return_index=True)[1]
-    first = np.sort(first)[:budget]
+    finished, first = learning.distinct_evaluations(env, records, budget)
     value = np.where(np.asarray(records.status) == Status.OK, np.asarray(records.value), np.nan)
     return np.asarray(records.reward)[finished][first], value[finished][first]
 
