@@ -158,7 +158,7 @@ def floor(env: CrystalEnv) -> float:
 
 
 def distinct_evaluations(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which steps of one seed cost an evaluation: a mask [updates, T, L] of the records, and indices into what it picks.
+    """Which steps of a seed cost an evaluation: a mask [updates, T, L] of the records, and indices into what it picks.
 
     Crystals count in the order of update, step and lane, the first ``budget`` of them, unless they were refused without
     a calculation.
