@@ -20,7 +20,7 @@ MOVES_TO_BE_NEW = 10
 
 @struct.dataclass
 class AnnealingState:
-    """Everything that the next update depends on; L lanes, room for M crystals, none without a memory.
+    """Everything that the next update depends on; L lanes, room for M crystals, for one without a memory.
 
     Attributes:
         update: int32 [], updates done.
@@ -52,7 +52,7 @@ def accept(key: jax.Array, reward: jax.Array, proposed: jax.Array, temperature: 
 def make_annealing(config: AnnealingConfig, env: CrystalEnv, trunk: Any = None) -> Agent:
     """Simulated annealing on an environment; needs no network. A walk keeps the skeleton that it starts with."""
     del trunk
-    room = config.updates * config.lanes if config.remember else 0
+    room = config.updates * config.lanes if config.remember else 1  # an array of no size cannot be saved
     name = jax.vmap(partial(identity, env))
 
     def init(key: jax.Array, env_params: EnvParams) -> AnnealingState:

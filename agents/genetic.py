@@ -48,7 +48,7 @@ class Population:
 
 @struct.dataclass
 class GeneticState:
-    """Everything that the next update depends on; room for M crystals, none without a memory.
+    """Everything that the next update depends on; room for M crystals, for one without a memory.
 
     Attributes:
         update, key, env_params: updates done, key, environment parameters.
@@ -135,7 +135,7 @@ def make_genetic(config: GeneticConfig, env: CrystalEnv, trunk: Any = None) -> A
     """The genetic algorithm on an environment, one generation at a time; needs no network."""
     del trunk
 
-    room = config.updates * config.lanes if config.remember else 0
+    room = config.updates * config.lanes if config.remember else 1  # an array of no size cannot be saved
     bred = config.lanes * (SCREENED if config.screen else 1)
 
     def init(key: jax.Array, env_params: EnvParams) -> GeneticState:
