@@ -40,8 +40,9 @@ def run(env, params, config, key=0):
     counts = np.asarray(records.finished).ravel()
     name = np.asarray(jax.vmap(partial(designs.identity, env))(state.designs))
     numbers = env.vocabulary.numbers[np.asarray(records.elements).reshape(-1, env.max_sites)]
-    leaves = (np.asarray(leaf).ravel() for leaf in (records.reward, records.value))
-    return state, name[counts], *(leaf[counts] for leaf in leaves), numbers[counts]
+    value = np.where(np.asarray(records.status) == Status.OK, np.asarray(records.value), np.nan)
+    reward, value = (np.asarray(leaf).ravel()[counts] for leaf in (records.reward, value))
+    return state, name[counts], reward, value, numbers[counts]
 
 
 # Chemistry

@@ -101,7 +101,9 @@ class MadeUpSolver:
     lanes: int = 4
     basis: SimpleNamespace = dataclasses.field(default_factory=lambda: SimpleNamespace(weights=np.array([0.5, 0.5])))
 
-    def solve(self, problems, finish=None, extra=None, progress=None, effort=None):
+    def solve(
+        self, problems, finish=None, extra=None, progress=None, effort=None, guesses=None, keep=False, besides=None
+    ):
         steps = self.settings.max_iterations if effort is None else int(effort.max_iterations)
         self.calls.append((problems.species[:, 0].tolist(), steps, self.settings, self.lanes))
         needed = problems.species[:, 0]
