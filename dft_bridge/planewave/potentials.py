@@ -179,6 +179,15 @@ def density_potential(
     )
 
 
+def _plane_waves(
+    basis: Basis, lattice: jax.Array, kpoint: jax.Array, millers: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Vectors k + G [P, 3] at one k-point, their squares [P], and the mask [P] of those below the cut-off."""
+    vectors = (millers + kpoint) @ _reciprocal(lattice)
+    k2 = jnp.sum(vectors**2, axis=-1)
+    return vectors, k2, jnp.where(valid, _below(basis, k2, basis.cutoff), 0.0)
+
+
 def wave_potential(
     basis: Basis,
     tables: SpeciesTables,
@@ -190,9 +199,7 @@ def wave_potential(
     valid: jax.Array,
 ) -> WavePotential:
     """Kinetic energies and projectors at one k-point: ``kpoint`` [3], ``millers`` [P, 3], ``valid`` [P]."""
-    vectors = (millers + kpoint) @ _reciprocal(lattice)
-    k2 = jnp.sum(vectors**2, axis=-1)
-    mask = jnp.where(valid, _below(basis, k2, basis.cutoff), 0.0)
+    vectors, k2, mask = _plane_waves(basis, lattice, kpoint, millers, valid)
     tiny = k2 < 1e-16
     q = jnp.where(tiny, 0.0, jnp.sqrt(jnp.where(tiny, 1.0, k2)))
     scale = 4 * math.pi / jnp.sqrt(jnp.abs(jnp.linalg.det(lattice)))
@@ -219,9 +226,7 @@ def atomic_orbitals(
 
     Arguments are those of :func:`wave_potential`; M' counts all members of :attr:`SpeciesTables.orbital_channels`.
     """
-    vectors = (millers + kpoint) @ _reciprocal(lattice)
-    k2 = jnp.sum(vectors**2, axis=-1)
-    mask = jnp.where(valid, _below(basis, k2, basis.cutoff), 0.0)
+    vectors, k2, mask = _plane_waves(basis, lattice, kpoint, millers, valid)
     radial_of, harmonic_of, power = _members(tables.orbital_channels)
     radial = interpolate(tables.orbitals[species], jnp.sqrt(k2).astype(jnp.float32))[:, radial_of]
     harmonics = real_harmonics(vectors, max(tables.orbital_channels, default=0))[harmonic_of] * mask

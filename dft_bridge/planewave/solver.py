@@ -293,7 +293,8 @@ def _empty(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems:
 
     def lane(problem: Problem) -> Lane:
         waves = jnp.zeros((basis.n_kpoints, settings.bands, basis.n_waves), settings.complex_type)
-        return _lane(basis, tables, settings, problem, scf.atomic_guess(basis, tables, settings, problem, waves))
+        deformation = jnp.zeros(basis.n_density, jnp.complex128)
+        return _lane(basis, tables, settings, problem, Guess(waves, deformation, jnp.zeros((), int), jnp.ones(())))
 
     shapes = jax.eval_shape(jax.vmap(lane), problems)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
