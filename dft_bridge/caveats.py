@@ -12,7 +12,7 @@ import numpy as np
 from crystaljax import caveats
 from crystaljax.caveats import Caveat
 from crystaljax.dft_bridge.engines.base import Crystal, Result
-from crystaljax.dft_bridge.kpoints import Symmetry, find_symmetry, mesh_points, reduce_points
+from crystaljax.dft_bridge.kpoints import Symmetry, covers, find_symmetry, mesh_points, reduce_points
 from crystaljax.status import Status
 
 
@@ -46,21 +46,20 @@ def _misses_special_points(crystal: Crystal, details: Mapping[str, Any], setting
     if settings.get("special_points"):
         points = np.concatenate([points, list(itertools.product((0.0, 0.5), repeat=3))])
     symmetry = find_symmetry(crystal.lattice, crystal.frac_coords, crystal.numbers)
-    images = {tuple(name) for name in _names(points @ _with_inverses(symmetry.rotations)).reshape(-1, 3)}
-    return not all(tuple(name) in images for name in _names(special_points(crystal.lattice)))
+    return not covers(points, held_points(crystal.lattice), symmetry)
 
 
-def special_points(lattice: np.ndarray) -> np.ndarray:
+def held_points(lattice: np.ndarray) -> np.ndarray:
     """The points [n, 3] that the symmetry of a lattice holds in place, one of each star: Gamma, X, K, W ...
 
     Band edges are often there, as all levels are stationary. Other points that have names, ends of lines such as U of a
-    face-centred cubic lattice, are not among them.
+    face-centred cubic lattice, are not among them; :func:`crystaljax.dft_bridge.kpoints.special_points` has those too.
 
     Args:
         lattice: [3, 3] Å.
     """
     rotations = find_symmetry(lattice, np.zeros((1, 3)), [1]).rotations
-    group = _with_inverses(rotations)
+    group = np.concatenate([rotations, -rotations])  # with time reversal, k and -k have the same levels
     every = np.array(list(itertools.product((0, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 3 / 4), repeat=3)))
     moves = every @ group - every  # [S, n, 3]
     kept = np.abs(moves - np.rint(moves)).max(axis=2) < 1e-6
@@ -68,13 +67,3 @@ def special_points(lattice: np.ndarray) -> np.ndarray:
     means = np.einsum("sn,sij->nij", kept, group) / kept.sum(axis=0)[:, None, None]
     fixed = every[np.abs(means).max(axis=(1, 2)) < 1e-6]
     return reduce_points(fixed, Symmetry(rotations, np.zeros((len(rotations), 3))))[0]
-
-
-def _with_inverses(rotations: np.ndarray) -> np.ndarray:
-    """With time reversal, k and -k have the same levels."""
-    return np.concatenate([rotations, -rotations])
-
-
-def _names(points: np.ndarray) -> np.ndarray:
-    """Points [..., 3] as integers, whatever reciprocal lattice vector is added, but for rounding."""
-    return np.rint((points + 1e-9) % 1.0 * 1e6).astype(np.int64) % 1_000_000

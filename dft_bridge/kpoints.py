@@ -212,17 +212,16 @@ def special_points(lattice: np.ndarray) -> np.ndarray:
     return wrapped[np.lexsort(np.round(wrapped, 6).T[::-1])]
 
 
-def covers_special_points(points: np.ndarray, lattice: np.ndarray, symmetry: Symmetry = IDENTITY) -> bool:
-    """Whether all special points of the lattice are among the images of some k-points under symmetry and k -> -k.
+def covers(points: np.ndarray, wanted: np.ndarray, symmetry: Symmetry = IDENTITY) -> bool:
+    """Whether all ``wanted`` k-points [m, 3] are among the images of points [n, 3] under symmetry and k -> -k.
 
     Args:
-        points: [n, 3], fractional, in the cell of ``lattice``.
-        lattice: [3, 3] Å.
+        points, wanted: fractional, in the same cell.
         symmetry: of the crystal.
     """
     rotations = np.concatenate([symmetry.rotations, -symmetry.rotations])
     images = {tuple(name) for name in _names((points @ rotations).reshape(-1, 3))}
-    return all(tuple(name) in images for name in _names(special_points(lattice)))
+    return all(tuple(name) in images for name in _names(wanted))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from crystaljax.agents import report
 from crystaljax.agents.ledger import Ledger
 from crystaljax.caveats import Caveat, changed_bonds, free_parameters
 from crystaljax.dft_bridge import Bridge, Request
-from crystaljax.dft_bridge.caveats import special_points, with_caveats
+from crystaljax.dft_bridge.caveats import held_points, with_caveats
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan, sample
 from crystaljax.dft_bridge.engines.registry import make_engine
@@ -208,7 +208,7 @@ def test_meshes_without_special_points(atoms, details, settings, few):
     ],
 )
 def test_special_points_are_those_of_the_tables(lattice, stars):
-    assert len(special_points(lattice.tocell().array)) == stars
+    assert len(held_points(lattice.tocell().array)) == stars
 
 
 def test_codes_as_text():

@@ -17,7 +17,7 @@ from crystaljax.dft_bridge.keys import Keys
 from crystaljax.dft_bridge.kpoints import (
     IDENTITY,
     Sampling,
-    covers_special_points,
+    covers,
     find_symmetry,
     half_points,
     holohedry,
@@ -113,11 +113,11 @@ def test_the_corner_of_a_hexagonal_zone_is_followed_through_a_distortion(size: f
 
 def test_points_cover_the_special_points_or_not() -> None:
     cubic, symmetry = np.eye(3) * 4.0, find_symmetry(np.eye(3) * 4.0, np.zeros((1, 3)), [1])
-    assert covers_special_points(Sampling("cell", 60.0).points(cubic, 5), cubic)  # 2 x 2 x 2
-    assert not covers_special_points(Sampling("cell", 1000.0).points(cubic, 8), cubic)  # 5 x 5 x 5
-    assert not covers_special_points(half_points(), hexagonal(2.46, 6.7))
+    assert covers(Sampling("cell", 60.0).points(cubic, 5), special_points(cubic))  # 2 x 2 x 2
+    assert not covers(Sampling("cell", 1000.0).points(cubic, 8), special_points(cubic))  # 5 x 5 x 5
+    assert not covers(half_points(), special_points(hexagonal(2.46, 6.7)))
     reduced = reduce_points(half_points(), symmetry)[0]
-    assert covers_special_points(reduced, cubic, symmetry) and not covers_special_points(reduced, cubic)
+    assert covers(reduced, special_points(cubic), symmetry) and not covers(reduced, special_points(cubic))
 
 
 # Meshes
