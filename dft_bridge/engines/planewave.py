@@ -146,11 +146,11 @@ class PlanewaveEngine(PresetEngine):
         band_tolerance: Ha, see :class:`~crystaljax.dft_bridge.planewave.scf.ScfSettings`.
         max_scf_iterations: SCF steps before an attempt counts as failed.
         ladder: names of those of the :data:`~crystaljax.dft_bridge.planewave.rungs.RUNGS` that are tried, in the order
-            there, when
-            an SCF does not converge; other crystals keep their numbers, bit for bit. Without any a result has the key
-            of a planewave engine that had no ladder. The last, ``smearing``, is only for fixed occupations. Its result
-            stands where it is the one that was asked for: where all occupations come out as those of an insulator, and
-            for a gap also where bands overlap on the mesh. Otherwise the crystal counts as not converged.
+            there, when an SCF does not converge; other crystals keep their numbers, bit for bit. Without any a result
+            has the key of a planewave engine that had no ladder. The last, ``smearing``, is only for fixed occupations.
+            Its result stands where it is the one that was asked for: where all occupations come out as those of an
+            insulator, and for a gap also where bands overlap on the mesh. Otherwise the crystal counts as not
+            converged.
         extra_bands: empty bands, as a fraction of the occupied ones (at least four).
         double: wave functions in double precision, for verification.
         eos_volumes: sampled volumes, in units of the given cell's volume.
