@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+if TYPE_CHECKING:
+    from crystaljax.env import CrystalEnv
 
 LEARNED = "learned"
 """The loss that says whether the others mean anything, see :func:`learn_if`."""
@@ -20,7 +23,7 @@ class Records:
     Attributes:
         reward: float32 [T, L].
         finished: bool [T, L], an episode ended at this step; the fields below mean something only there.
-        value: float32 [T, L], property of the finished crystal in its unit; meaningless unless ``status`` is ``OK``.
+        values: float32 [T, L, P], properties of the finished crystal; meaningless unless ``status`` is ``OK``.
         status: int32 [T, L], :class:`crystaljax.status.Status`.
         elements: int32 [T, L, N], vocabulary index of each site.
         skeleton: int32 [T, L].
@@ -29,16 +32,17 @@ class Records:
 
     reward: jax.Array
     finished: jax.Array
-    value: jax.Array
+    values: jax.Array
     status: jax.Array
     elements: jax.Array
     skeleton: jax.Array
     ticket: jax.Array | None = None
 
     @classmethod
-    def of_step(cls, reward: jax.Array, finished: jax.Array, info: dict[str, jax.Array]) -> Records:
+    def of_step(cls, env: CrystalEnv, reward: jax.Array, finished: jax.Array, info: dict[str, Any]) -> Records:
         """The records of one step or of several, from what ``env.step`` returned."""
-        of_crystal = info["value"], info["status"], info["elements"], info["skeleton"]
+        values = jnp.stack([info["values"][name] for name in env.objective.names], axis=-1)
+        of_crystal = values, info["status"], info["elements"], info["skeleton"]
         return cls(reward, finished, *of_crystal, info.get("ticket"))
 
 
@@ -55,7 +59,7 @@ class Agent(NamedTuple):
         draws: whether the scores are logits of a policy that can be drawn from.
         deliver: (train state, tickets int32 [K], rewards float32 [K]) to a train state in which the transitions with
             these tickets have their rewards; ``None`` for an agent that needs every reward at once.
-        needs_values: whether ``deliver`` also takes the values float32 [K] and the statuses int32 [K].
+        needs_values: whether ``deliver`` also takes the values float32 [K, P] and the statuses int32 [K].
     """
 
     init: Callable[[jax.Array, Any], Any]

@@ -26,10 +26,10 @@ from crystaljax.agents import config as configs
 from crystaljax.agents import metrics, page
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.ledger import Episode
+from crystaljax.agents.metrics import Goal
 from crystaljax.agents.runs import Run
 from crystaljax.caveats import Caveat
-from crystaljax.rewards import OBJECTIVES
-from crystaljax.run_folder import crystal_file
+from crystaljax.run_folder import crystal_file, values_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 """Of groups; distinguishable by the colour-blind (Okabe and Ito)."""
@@ -63,11 +63,11 @@ class Problem:
 
     Attributes:
         groups: in order of their labels.
-        tolerance: distance from the target that counts as success, in the unit of the property.
+        goals: what counts as a success, by property.
     """
 
     groups: list[Group]
-    tolerance: float
+    goals: dict[str, Goal]
 
     @property
     def runs(self) -> list[Run]:
@@ -94,8 +94,8 @@ def write_report(
         runs: of any problems and agents; finished or not.
         path: HTML, or Markdown whose pictures and CIF files go into a folder beside it.
         known: reduced formulas of a reference (:func:`crystaljax.agents.reference.read`), for novelty.
-        tolerance: distance from the target that counts as success, in the unit of the property; by default
-            :data:`crystaljax.agents.metrics.TOLERANCES`.
+        tolerance: distance from the target that counts as success, in the unit of the property; by default that of
+            :mod:`crystaljax.properties`.
 
     Raises:
         ValueError: for a name of another kind, a seed that a group has twice, and a tolerance that is negative.
@@ -121,14 +121,26 @@ def problems(runs: Sequence[Run], tolerance: float | None = None) -> list[Proble
             _refuse_twins(group)
             group.runs.sort(key=lambda run: run.config.seed)
         first = groups[0].runs[0]
-        default = metrics.TOLERANCES.get(first.best["property"], 0.1 * abs(first.best["target"]))
         groups.sort(key=lambda group: group.label)
-        found.append(Problem(groups, default if tolerance is None else tolerance))
+        found.append(Problem(groups, _goals(first, tolerance)))
+    return found
+
+
+def _goals(run: Run, tolerance: float | None) -> dict[str, Goal]:
+    """What counts as a success; raises ``ValueError`` for one tolerance and several properties."""
+    wanted = run.best["properties"]
+    if tolerance is not None and len(wanted) > 1:
+        raise ValueError(f"a tolerance of {tolerance:g} is for one property, not {', '.join(wanted)}; leave it out")
+    found = {}
+    for name, goal in wanted.items():
+        low = -math.inf if goal["low"] is None else goal["low"]
+        high = math.inf if goal["high"] is None else goal["high"]
+        found[name] = Goal(low, high, goal["tolerance"] if tolerance is None else tolerance)
     return found
 
 
 def _problem_key(run: Run) -> str:
-    facts = {name: run.best[name] for name in ("task", "property", "target", "source", "fingerprint")}
+    facts = {name: run.best[name] for name in ("task", "objective", "properties", "source", "fingerprint")}
     settings = [run.config.structures, run.config.vocabulary, run.config.mode]
     return json.dumps([facts, settings], sort_keys=True)
 
@@ -136,7 +148,7 @@ def _problem_key(run: Run) -> str:
 def _group_key(run: Run) -> RunConfig:
     """The settings of a run without those that may differ in a group."""
     aside = {name: getattr(RunConfig, name) for name in ASIDE}
-    return dataclasses.replace(run.config, target=run.best["target"], **aside)
+    return dataclasses.replace(run.config, target=None, **aside)  # which the objective of the problem holds
 
 
 def _labels(keys: list[RunConfig]) -> dict[RunConfig, str]:
@@ -171,9 +183,9 @@ def _refuse_twins(group: Group) -> None:
 def _blocks(problem: Problem, known: Collection[str] | None, number: str) -> list[page.Block]:
     """What the page says about a problem."""
     run = problem.runs[0]
-    unit, source = run.best["unit"], _source(run)
+    source = _source(run)
     blocks: list[page.Block] = [
-        page.Heading(f"{run.best['task']}, target {run.best['target']:g} {unit}"),
+        page.Heading(f"{run.best['task']}: {run.best['objective']}"),
         page.Text(f"Values: {source}."),
     ]
     if problem.budget:
@@ -212,10 +224,8 @@ def draw_curves(problem: Problem) -> Figure:
         _draw_group(left, group, colour, metrics.best_reward)
         mean = functools.partial(metrics.mean_reward, window=problem.window)
         _draw_group(right, group, colour, mean)
-    objective = OBJECTIVES.get(run.best["property"])
     for axes, title in ((left, "Best reward so far"), (right, "Mean reward of an episode")):
-        if objective is not None:
-            axes.axhline(objective.best_reward, color="0.6", lw=0.8, ls="--")
+        axes.axhline(run.best["best_reward"], color="0.6", lw=0.8, ls="--")
         axes.axvline(problem.budget, color="0.75", lw=0.8, ls=":")
         axes.set_title(title, loc="left", fontsize=11)
         axes.set_xlabel(_axis(run))
@@ -266,11 +276,11 @@ def _metric_table(problem: Problem, known: Collection[str] | None) -> page.Table
 
 def _metrics_of(group: Group, problem: Problem, known: Collection[str] | None) -> dict[str, str]:
     """Metrics of a group after the calculations that all runs have, as text."""
-    budget, target, tolerance = problem.budget, group.runs[0].best["target"], problem.tolerance
+    budget, goals = problem.budget, problem.goals
     counted = [run for run in group.runs if len(metrics.best_reward(run.episodes))]
     seen = [metrics.within(run.episodes, budget) for run in counted]
-    found = [metrics.distinct(metrics.succeeded(episodes, target, tolerance)) for episodes in seen]
-    firsts = [metrics.first_success(episodes, target, tolerance) for episodes in seen]
+    found = [metrics.distinct(metrics.succeeded(episodes, goals)) for episodes in seen]
+    firsts = [metrics.first_success(episodes, goals) for episodes in seen]
     reached = [first for first in firsts if first is not None]
     crystals = [metrics.distinct(episodes) for episodes in seen]
 
@@ -284,7 +294,7 @@ def _metrics_of(group: Group, problem: Problem, known: Collection[str] | None) -
         "best reward, mean over calculations": over([metrics.best_reward(episodes).mean() for episodes in seen]),
         "successes (distinct crystals)": over([len(successes) for successes in found], 1),
         "success rate of episodes": over(
-            [len(metrics.succeeded(e, target, tolerance)) / len(e) for e in seen],
+            [len(metrics.succeeded(e, goals)) / len(e) for e in seen],
         ),
         "calculations to the first success": f"{over(reached, 0)} in {len(reached)} of {len(seen)} seeds",
         "uniqueness": over([metrics.uniqueness(episodes) for episodes in seen]),
@@ -319,12 +329,13 @@ def _with_interval(values: np.ndarray, digits: int) -> str:
 
 
 def _metric_notes(problem: Problem, known: Collection[str] | None) -> str:
-    unit = problem.runs[0].best["unit"]
+    wanted = problem.runs[0].best["properties"]
+    success = ", ".join(f"a {_words(name)} {goal.text(wanted[name]['unit'])}" for name, goal in problem.goals.items())
     return " ".join(
         [
             f"After {problem.budget} distinct calculations, but for the times, which are of whole runs (compilation "
             "included; runs of a sweep share theirs). Interquartile mean over seeds, and its 95 % bootstrap interval.",
-            f"Success: a value within {problem.tolerance:g} {unit} of the target. Uniqueness: distinct crystals per "
+            f"Success: {success}. Uniqueness: distinct crystals per "
             "episode. Diversity: mean distance of two distinct crystals, the fraction of atoms in which their "
             "compositions differ.",
             "Waiting: the policy's device is idle, unless the engine uses it too.",
@@ -345,7 +356,7 @@ def _crystals(group: Group, prefix: str) -> list[page.Block]:
     entries.sort(key=lambda entry: -entry[1]["reward"])
     best: dict[tuple[Any, ...], tuple[Run, dict[str, Any]]] = {}
     for run, crystal in entries:  # seeds find the same crystals
-        best.setdefault((crystal["formula"], crystal["skeleton"], crystal["value"]), (run, crystal))
+        best.setdefault((crystal["formula"], crystal["skeleton"], *crystal["values"].values()), (run, crystal))
     if not best:
         return [page.Text("No crystal has a value yet.")]
     shown = list(best.values())[:SHOWN_CRYSTALS]
@@ -356,15 +367,18 @@ def _crystals(group: Group, prefix: str) -> list[page.Block]:
 
 def _crystal(run: Run, entry: dict[str, Any], name: str) -> page.Picture:
     atoms = Atoms(entry["elements"], cell=entry["lattice"], scaled_positions=entry["frac_coords"], pbc=True)
-    label = run.best["property"].replace("_", " ")
     mark = " (surrogate)" if run.surrogate else ""
     codes = " ".join(caveats.names(caveats.parse(entry.get("caveats") or ())))
     caption = (
-        f"{entry['formula']}: {label} {entry['value']:.3f} {run.best['unit']}{mark}{codes and f' [{codes}]'}, "
+        f"{entry['formula']}: {values_text(run.best, entry, 3)}{mark}{codes and f' [{codes}]'}, "
         f"reward {entry['reward']:.3f}, seed {run.config.seed}"
     )
     picture = viewer.png(viewer.draw(atoms, figure_size=2.6))
     return page.Picture(f"{name}-{entry['formula']}", picture, caption, crystal_file(run.folder, entry))
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _run_table(problem: Problem) -> page.Table:

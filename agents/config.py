@@ -52,7 +52,11 @@ class RunConfig:
         task: id of a task; `crystaljax tasks` lists them.
         structures: design on this structure instead of a task's: a file (CIF, POSCAR ...) or AFLOW prototype; may be
             repeated.
-        property: property to design for; needed with structures of one's own.
+        property: property to design for, with structures of one's own.
+        objective: what to ask for in place of the task's or of a property, one term or several: band_gap=1.34+-0.2 (a
+            target and the width of its Gaussian), band_gap=1.1..1.6, density<=5, bulk_modulus>=100, with *2 at the end
+            for twice the weight.
+        combine: how the terms of an objective make a reward, by their product or their weighted mean.
         algorithm: hyperparameters, whose type says which algorithm trains.
         network: features of a crystal; mlp is for one skeleton.
         engine: DFT engine (see `crystaljax doctor`), ase:MODULE.CLASS for any ASE calculator, or unrelaxed-density: no
@@ -81,6 +85,8 @@ class RunConfig:
     task: str = ""
     structures: tuple[str, ...] = ()
     property: str = ""
+    objective: tuple[str, ...] = ()
+    combine: str = "product"
     algorithm: AlgorithmConfig = PPOConfig()
     network: str = "transformer"
     engine: str = "planewave"
@@ -105,8 +111,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         if bool(self.task) == bool(self.structures):
             raise ValueError("give a task or structures of your own, one of the two")
-        if bool(self.property) != bool(self.structures):
-            raise ValueError("structures of your own need a property, and a task has its own; give both or neither")
+        if self.property and self.objective:
+            raise ValueError("give a property or an objective, one of the two")
+        if self.structures and not (self.property or self.objective):
+            raise ValueError("structures of your own need a property or an objective; give one")
+        if self.task and self.property:
+            raise ValueError("a task has a property of its own; leave it out, or give an objective in its place")
+        if self.objective:
+            from crystaljax.objectives import parse  # which loads JAX, and help does not need it
+
+            parse(*self.objective, combine=self.combine)
+        elif self.combine != RunConfig.combine:
+            raise ValueError(f"combine={self.combine} is for an objective; give one")
+        if self.target is not None and self.objective:
+            raise ValueError("the targets of an objective stand in it; leave out target")
         for name in ("episodes", "checkpoint_every"):
             if not 1 <= getattr(self, name) <= LARGEST:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1 and at most {LARGEST}")

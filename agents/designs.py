@@ -61,7 +61,7 @@ def evaluate(env: CrystalEnv, env_params: EnvParams, designs: Designs) -> tuple[
         state = EnvState(jnp.int32(time), elements(env, design), design.skeleton, start=jnp.int32(0))
         action = next_gene(env, design.genes, state)
         _, _, reward, finished, info = env.step_env(jax.random.key(0), state, action, env_params)
-        return reward, Records.of_step(reward, finished, info)
+        return reward, Records.of_step(env, reward, finished, info)
 
     reward, records = jax.vmap(last_step)(designs)
     return reward, jax.tree.map(lambda leaf: leaf[None], records)

@@ -46,7 +46,7 @@ def make_designer(
                 keys, env_state, action, env_params
             )
             finished = (terminated | truncated) & ~over
-            return (observation, env_state, over | finished), Records.of_step(reward, finished, info)
+            return (observation, env_state, over | finished), Records.of_step(env, reward, finished, info)
 
         nobody = jnp.zeros(episodes, bool)
         return jax.lax.scan(one_step, (*first, nobody), jax.random.split(key, env.horizon))[1]

@@ -52,7 +52,7 @@ class ProposerState:
         key: of the run; every draw follows from it and from the history.
         env_params: parameters of the environment.
         designs: crystals proposed so far, leaves [M, ...].
-        value, status: float32 [M] and int32 [M], theirs; ``PENDING`` until they come, and where there is none.
+        values, status: float32 [M, P] and int32 [M], theirs; ``PENDING`` until they come, and where there is none.
         theta: float32 [2, 8], hyperparameters of the model, and
         fitted: int32 [], the number of crystals by which they were chosen.
     """
@@ -61,7 +61,7 @@ class ProposerState:
     key: jax.Array
     env_params: EnvParams
     designs: Designs
-    value: jax.Array
+    values: jax.Array
     status: jax.Array
     theta: jax.Array
     fitted: jax.Array
@@ -321,6 +321,10 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
         space = Space(env)
     delayed = isinstance(env, DelayedRewards)
     objective = env.objective
+    if isinstance(config, GaussianProcessConfig) and len(objective.targets) > 1:
+        raise ValueError(
+            f"agent gp aims at one target of one property, not at {objective.text()}; choose ga, ppo or dqn"
+        )
     start = np.zeros((2, 8), np.float32)
     grid_size = 0
     if isinstance(config, GaussianProcessConfig):
@@ -335,14 +339,14 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
             key,
             jax.tree.map(jnp.asarray, env_params),
             designs,
-            jnp.full(room, jnp.nan, jnp.float32),
+            jnp.full((room, len(objective.names)), jnp.nan, jnp.float32),
             jnp.full(room, Status.PENDING, jnp.int32),
             jnp.asarray(start),
             jnp.int32(0),
         )
 
     def ask(history: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        history["property"] = np.array(objective.property)
+        history["property"] = np.array(objective.names[0])
         found, theta, fitted = propose(space, config, history, lanes)
         genes, skeleton = np.zeros((lanes, space.sites), np.int32), np.zeros(lanes, np.int32)
         genes[: len(found)], skeleton[: len(found)] = found.designs
@@ -352,22 +356,26 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
 
     def update(state: ProposerState) -> tuple[ProposerState, dict[str, jax.Array], Records]:
         count = state.update * lanes
-        target = jnp.asarray(state.env_params.target, jnp.float32)
+        value = state.values[:, 0]
+        aims = jnp.asarray(state.env_params.target, jnp.float32)
+        target = jnp.ravel(aims)[0]
         answered = jnp.arange(room) < count
         valid = answered & (state.status == Status.OK)
-        low = jnp.minimum(jnp.where(valid, state.value, target).min(), target)
-        high = jnp.maximum(jnp.where(valid, state.value, target).max(), target)
+        low = jnp.minimum(jnp.where(valid, value, target).min(), target)
+        high = jnp.maximum(jnp.where(valid, value, target).max(), target)
         span = jnp.maximum(high - low, jnp.abs(target) / 2)
         grid = jnp.linspace(low - span, high + span, max(grid_size, 2))
         history = {
             "genes": state.designs.genes,
             "skeleton": state.designs.skeleton,
-            "value": state.value,
+            "value": value,
             "status": state.status,
-            "reward": objective.reward(state.value, state.status, target),
+            "reward": objective.reward(state.values, state.status, aims),
             "count": count,
             "grid": grid,
-            "curve": objective.reward(grid, jnp.full(grid.shape, Status.OK), target),
+            "curve": jnp.zeros_like(grid)
+            if len(objective.targets) > 1
+            else objective.reward(grid, jnp.full(grid.shape, Status.OK), aims),
             "failure": jnp.float32(objective.failure_reward),
             "target": target,
             "seed": jax.random.bits(state.key, (), jnp.uint32),
@@ -395,7 +403,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
             state.key,
             state.env_params,
             jax.tree.map(enter, state.designs, designs),
-            enter(state.value, records.value[0]),
+            enter(state.values, records.values[0]),
             # Nothing is to be learned from a crystal that fills up a batch.
             enter(state.status, jnp.where(is_new, records.status[0], Status.CANCELLED)),
             theta,
@@ -408,11 +416,11 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
     ) -> ProposerState:
         del rewards
         rows = jnp.where(tickets == NO_TICKET, room, tickets)  # a ticket is the row of the history
-        value, status = (
+        values, status = (
             old.at[rows].set(new.astype(old.dtype), mode="drop")
-            for old, new in ((state.value, values), (state.status, statuses))
+            for old, new in ((state.values, values), (state.status, statuses))
         )
-        return state.replace(value=value, status=status)
+        return state.replace(values=values, status=status)
 
     return Agent(init, update, env.horizon, lanes, deliver=deliver, needs_values=True)
 
@@ -424,8 +432,10 @@ def read_prior(name: str, env: CrystalEnv) -> tables.Table:
         ValueError: it is of another property, of a structure of the environment itself, or damaged.
     """
     table = tables.load(name) if name in tables.shipped() else tables.read(name)
-    if table.property != env.objective.property:
-        raise ValueError(f"prior {name} holds {table.property}, not {env.objective.property}; give a table of that")
+    if (table.property,) != env.objective.names:
+        raise ValueError(
+            f"prior {name} holds {table.property}, not {' and '.join(env.objective.names)}; give a table of that"
+        )
     if table.skeleton.digest in {skeleton.digest for skeleton in env.skeletons}:
         raise ValueError(f"prior {name} is of a structure that is designed on; leave it out, its task has the answers")
     return table

@@ -14,7 +14,7 @@ from ase import formula as formulas
 
 from crystaljax.agents.base import Records
 from crystaljax.elements import Vocabulary
-from crystaljax.run_folder import Count, Formula, Ordinal, StatusName, Symbols
+from crystaljax.run_folder import Count, Formula, Ordinal, StatusName, Symbols, Values
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical_numbers
@@ -39,7 +39,7 @@ class Episode:
         formula: reduced formula.
         elements: chemical symbol of each site of the skeleton.
         skeleton: index into the environment's skeletons.
-        value: property in its unit; ``None`` if the calculation failed.
+        values: properties by name, in their units; ``None`` if a calculation failed.
         status: name of the outcome.
         reward: as the agent saw it.
     """
@@ -50,7 +50,7 @@ class Episode:
     formula: Formula
     elements: Symbols
     skeleton: Count
-    value: float | None
+    values: Values
     status: StatusName
     reward: float
 
@@ -58,9 +58,11 @@ class Episode:
 class Ledger:
     """Counts episodes and distinct crystals. Built again from its episodes, it is the same."""
 
-    def __init__(self, skeletons: tuple[Skeleton, ...], vocabulary: Vocabulary):
+    def __init__(self, skeletons: tuple[Skeleton, ...], vocabulary: Vocabulary, properties: tuple[str, ...]):
         self.skeletons = skeletons
         self.vocabulary = vocabulary
+        self.properties = properties
+        """Names of what crystals are evaluated for."""
         self.episodes = 0
         self.statuses: Counter[str] = Counter()
         self.crystals: list[Episode] = []
@@ -85,7 +87,7 @@ class Ledger:
 
     def best(self, count: int) -> list[Episode]:
         """The distinct crystals with the highest rewards among those with a value; the earlier one first if equal."""
-        valued = [crystal for crystal in self.crystals if crystal.value is not None]
+        valued = [crystal for crystal in self.crystals if crystal.values is not None]
         return sorted(valued, key=lambda crystal: (-crystal.reward, crystal.crystal))[:count]
 
     def add_records(self, records: Records, update: int) -> list[Episode]:
@@ -94,13 +96,14 @@ class Ledger:
         entered = []
         for where in np.argwhere(host.finished):
             step, lane = map(int, where)
-            value, status = float(host.value[step, lane]), Status(int(host.status[step, lane]))
+            values, status = host.values[step, lane].tolist(), Status(int(host.status[step, lane]))
+            sound = status == Status.OK and all(map(math.isfinite, values))
             entered.append(
                 self._enter(
                     update=update,
                     labels=host.elements[step, lane],
                     skeleton=int(host.skeleton[step, lane]),
-                    value=value if status == Status.OK and math.isfinite(value) else None,
+                    values=dict(zip(self.properties, values, strict=True)) if sound else None,
                     status=status.name,
                     reward=float(host.reward[step, lane]),
                 )
@@ -112,24 +115,32 @@ class Ledger:
         skeleton, elements = line["skeleton"], list(line["elements"])
         if skeleton >= len(self.skeletons) or len(elements) != self.skeletons[skeleton].n_sites:
             raise ValueError(f"the run has no skeleton {skeleton} of {len(elements)} sites")
+        if line["values"] is not None and set(line["values"]) != set(self.properties):
+            raise ValueError(f"it has {', '.join(line['values'])}, and the run is for {', '.join(self.properties)}")
         return self._enter(
             update=line["update"],
             labels=self.vocabulary.indices(elements),
             skeleton=skeleton,
-            value=line["value"],
+            values=line["values"],
             status=line["status"],
             reward=line["reward"],
         )
 
     def _enter(
-        self, update: int, labels: np.ndarray, skeleton: int, value: float | None, status: str, reward: float
+        self,
+        update: int,
+        labels: np.ndarray,
+        skeleton: int,
+        values: dict[str, float] | None,
+        status: str,
+        reward: float,
     ) -> Episode:
         labels = labels[: self.skeletons[skeleton].n_sites]
         key = self._key(labels, skeleton)
         is_new = key not in self._index
         crystal = self._index.setdefault(key, len(self.crystals))
         symbols = tuple(self.vocabulary.symbols[label] for label in labels)
-        episode = Episode(self.episodes, update, crystal, formula(symbols), symbols, skeleton, value, status, reward)
+        episode = Episode(self.episodes, update, crystal, formula(symbols), symbols, skeleton, values, status, reward)
         self.episodes += 1
         self.statuses[status] += 1
         self._total_reward += reward

@@ -8,17 +8,38 @@ another run had it calculated already, in a shared store, does not count.
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from crystaljax.agents.ledger import REFUSED, Episode
 
-TOLERANCES = {"band_gap": 0.25, "bulk_modulus": 25.0, "density": 0.25}
-"""How far from the target a crystal may be and still count as a success, in eV, GPa and g/cm3, unless given."""
+
+class Goal(NamedTuple):
+    """What counts as a success: a value between two bounds, in the unit of the property, or within ``tolerance``."""
+
+    low: float
+    high: float
+    tolerance: float
+
+    def met(self, value: float) -> bool:
+        """Whether a value counts."""
+        return self.low - self.tolerance <= value <= self.high + self.tolerance
+
+    def text(self, unit: str) -> str:
+        """For people: ``within 0.25 eV of 1.12``."""
+        if self.low == self.high:
+            return f"within {self.tolerance:g} {unit} of {self.low:g}"
+        bounds = [f"at least {self.low:g}"] * math.isfinite(self.low) + [f"at most {self.high:g}"] * math.isfinite(
+            self.high
+        )
+        return f"{' and '.join(bounds)} {unit}, or within {self.tolerance:g} of that"
+
+
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
@@ -74,14 +95,14 @@ def distinct(episodes: Sequence[Episode]) -> list[Episode]:
     return list(first.values())
 
 
-def succeeded(episodes: Sequence[Episode], target: float, tolerance: float) -> list[Episode]:
-    """The episodes whose crystal has a value within ``tolerance`` of the target, in the unit of the property."""
-    return [e for e in episodes if e.value is not None and abs(e.value - target) <= tolerance]
+def succeeded(episodes: Sequence[Episode], goals: Mapping[str, Goal]) -> list[Episode]:
+    """The episodes whose crystal has every property within its goal."""
+    return [e for e in episodes if e.values is not None and all(g.met(e.values[name]) for name, g in goals.items())]
 
 
-def first_success(episodes: Sequence[Episode], target: float, tolerance: float) -> int | None:
-    """Distinct calculations up to the first crystal within tolerance, itself included; ``None`` if there is none."""
-    found = succeeded(episodes, target, tolerance)
+def first_success(episodes: Sequence[Episode], goals: Mapping[str, Goal]) -> int | None:
+    """Distinct calculations up to the first crystal within all goals, itself included; ``None`` if there is none."""
+    found = succeeded(episodes, goals)
     return int(calculations(episodes)[episodes.index(found[0])]) if found else None
 
 

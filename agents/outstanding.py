@@ -75,9 +75,13 @@ def tickets_at(folder: Path, update: int, env: CrystalEnv) -> list[Tickets]:
 class Outstanding:
     """Sends crystals to an evaluation and collects their rewards; at most ``limit`` are left between two updates."""
 
-    def __init__(self, folder: Path, past: Sequence[Tickets], evaluation: Evaluation, limit: int):
-        """Goes back to what :func:`tickets_at` has read: what was outstanding then is sent again."""
+    def __init__(self, folder: Path, past: Sequence[Tickets], evaluation: Evaluation, limit: int, properties: int = 1):
+        """Goes back to what :func:`tickets_at` has read: what was outstanding then is sent again.
+
+        ``properties``: how many values a crystal has.
+        """
         self.limit = limit
+        self._properties = properties
         self.stopped = ""
         """Why nothing more is evaluated (a budget that is spent), for people."""
         self._evaluation = evaluation
@@ -126,7 +130,8 @@ class Outstanding:
         """Tickets int32 [K] and records [1, K] of what has arrived since the last call, in the order of arrival."""
         arrived = [np.concatenate(leaves) for leaves in zip(*self._arrived, strict=True)] if self._arrived else None
         self._arrived = []
-        tickets, values, statuses, rewards = arrived or (np.zeros(0, kind) for kind in ("i4", "f4", "i4", "f4"))
+        nothing = np.zeros(0, "i4"), np.zeros((0, self._properties), "f4"), np.zeros(0, "i4"), np.zeros(0, "f4")
+        tickets, values, statuses, rewards = arrived or nothing
         crystals = [self._open[ticket] for ticket in tickets.tolist()]
         skeletons = np.array([skeleton for skeleton, _ in crystals], np.int32)
         sites = max((len(labels) for _, labels in crystals), default=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,8 +17,9 @@ from ase import Atoms
 from crystaljax import caveats, files
 from crystaljax.agents.ledger import Episode, Ledger
 from crystaljax.caveats import Caveat
-from crystaljax.env import CrystalEnv
-from crystaljax.run_folder import BEST, CRYSTALS, RunFolderError
+from crystaljax.env import CrystalEnv, EnvParams
+from crystaljax.objectives import Objective
+from crystaljax.run_folder import BEST, CRYSTALS, Goals, RunFolderError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 BEST_COUNT = 10
 SMOOTHED_UPDATES = 5
 """Updates over which the learning curve is averaged."""
-PROPERTY_NAMES = {"band_gap": "Band gap", "bulk_modulus": "Bulk modulus", "density": "Density"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +37,26 @@ class Origin:
         label: of the evaluator, such as ``gpaw 26.7.0, fast``.
         fingerprint: JSON-able facts of the engine that can change a number (version, data sets, settings); empty for
             evaluators without one.
-        target: what the run aimed at, in the unit of the property.
+        objective: what the run asks for, with its targets.
     """
 
     label: str
     fingerprint: dict[str, Any]
-    target: float
+    objective: Objective
+
+    @classmethod
+    def of(cls, env: CrystalEnv, params: EnvParams, fingerprint: dict[str, Any] | None = None) -> Origin:
+        """Of what an environment evaluates under these parameters."""
+        return cls(env.evaluator.label, fingerprint or {}, env.objective.with_targets(params.target))
 
 
-def property_title(env: CrystalEnv) -> str:
-    """Name of the property and its unit: ``Band gap (eV)``."""
-    name = env.objective.property
-    return f"{PROPERTY_NAMES.get(name, name)} ({env.objective.unit})"
+def _goals(objective: Objective) -> dict[str, Goals]:
+    found = {}
+    for wanted in objective.properties:
+        low, high = objective.goal(wanted)
+        bounds = {"low": low if math.isfinite(low) else None, "high": high if math.isfinite(high) else None}
+        found[wanted.name] = {"unit": wanted.unit, **bounds, "tolerance": wanted.tolerance}
+    return found
 
 
 def to_atoms(env: CrystalEnv, crystal: Episode) -> Atoms:
@@ -58,7 +67,7 @@ def to_atoms(env: CrystalEnv, crystal: Episode) -> Atoms:
 
 def caveats_of(env: CrystalEnv, crystals: Sequence[Episode]) -> list[tuple[Caveat, ...] | None]:
     """What a reader must know of the values; ``None`` where there is no value, or nobody knows."""
-    look_up, valued = env.evaluator.caveats, [crystal for crystal in crystals if crystal.value is not None]
+    look_up, valued = env.evaluator.caveats, [crystal for crystal in crystals if crystal.values is not None]
     if look_up is None or not valued:
         return [None] * len(crystals)
     numbers = [env.vocabulary.numbers[env.vocabulary.indices(crystal.elements)] for crystal in valued]
@@ -96,9 +105,9 @@ def write_best(folder: Path, env: CrystalEnv, ledger: Ledger, origin: Origin, up
         entries.append({"rank": rank, "file": str(path.relative_to(folder)), **_entry(env, crystal, known)})
     heading = {
         "task": env.name,
-        "property": env.objective.property,
-        "unit": env.objective.unit,
-        "target": origin.target,
+        "objective": origin.objective.text(),
+        "properties": _goals(origin.objective),
+        "best_reward": origin.objective.best_reward,
         "source": origin.label,
         "fingerprint": origin.fingerprint,
         "updates": updates,
@@ -128,7 +137,7 @@ def _entry(env: CrystalEnv, crystal: Episode, known: tuple[Caveat, ...] | None) 
     return {
         "formula": crystal.formula,
         "elements": list(crystal.elements),
-        "value": crystal.value,
+        "values": crystal.values,
         "caveats": None if known is None else caveats.names(known),
         "status": crystal.status,
         "reward": crystal.reward,
@@ -141,13 +150,13 @@ def _entry(env: CrystalEnv, crystal: Episode, known: tuple[Caveat, ...] | None) 
 
 def _provenance(env: CrystalEnv, crystal: Episode, known: tuple[Caveat, ...] | None, origin: Origin) -> list[str]:
     """Comment lines of a CIF file."""
-    skeleton, objective = env.skeletons[crystal.skeleton], env.objective
+    skeleton = env.skeletons[crystal.skeleton]
     lines = [
         f"{_title(crystal.formula)}{env.name}",
-        f"{objective.property}: {crystal.value:.6g} {objective.unit}",
+        *(f"{of.name}: {crystal.values[of.name]:.6g} {of.unit}".rstrip() for of in origin.objective.properties),
         *(f"caveat {caveat.name}: {caveat.value}" for caveat in known or ()),
         f"status: {crystal.status}",
-        f"target: {origin.target:.6g} {objective.unit}",
+        f"objective: {origin.objective.text()}",
         f"reward: {crystal.reward:.6g}",
         f"source of the value: {origin.label}",
         f"geometry: skeleton {skeleton.name} ({skeleton.source or 'user'}), as given",
@@ -175,7 +184,7 @@ def draw_curve(path: Path, env: CrystalEnv, metrics: list[dict[str, Any]], origi
     axes.axhline(env.objective.best_reward, color="0.6", lw=0.8, ls="--")
     axes.set_xlabel("Distinct crystals evaluated (count)")
     axes.set_ylabel("Reward of an episode (dimensionless)")
-    title = f"{env.name}, {agent}, target {origin.target:g} {env.objective.unit}"
+    title = f"{env.name}, {agent}: {origin.objective.text()}"
     axes.set_title(viewer.plain(title), loc="left", fontsize=11)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
@@ -190,7 +199,7 @@ def best_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:
     evaluated = len(ledger.crystals) - ledger.refused
     best = ledger.best(BEST_COUNT)
     table = _crystal_table(env, best)
-    table.title = f"Best crystals, {env.name} (target {origin.target:g} {env.objective.unit})"
+    table.title = f"Best crystals, {env.name} ({origin.objective.text()})"
     table.caption = (
         f"{ledger.episodes} episodes, {evaluated} distinct crystals evaluated, {ledger.refused} refused without a "
         f"calculation. Values: {origin.label}{_explained(env, best)}"
@@ -202,7 +211,7 @@ def designs_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:
     """Every distinct crystal that a policy designed, the best first."""
     by_reward = sorted(ledger.crystals, key=lambda crystal: -crystal.reward)
     table = _crystal_table(env, by_reward)
-    table.title = f"Designs for {env.name} (target {origin.target:g} {env.objective.unit})"
+    table.title = f"Designs for {env.name} ({origin.objective.text()})"
     table.caption = (
         f"{ledger.episodes} episodes, mean reward {ledger.mean_reward:.4f}, {len(ledger.crystals)} distinct crystals. "
         f"Values: {origin.label}{_explained(env, by_reward)}"
@@ -221,7 +230,8 @@ def _crystal_table(env: CrystalEnv, crystals: list[Episode]) -> Table:
     table.add_column("crystal")
     if several:
         table.add_column("skeleton")
-    table.add_column(property_title(env), justify="right")
+    for wanted in env.objective.properties:
+        table.add_column(wanted.heading, justify="right")
     if doubtful:
         table.add_column("caveats")
     table.add_column("reward", justify="right")
@@ -229,9 +239,9 @@ def _crystal_table(env: CrystalEnv, crystals: list[Episode]) -> Table:
     table.add_column("episode", justify="right")
     for rank, (crystal, codes) in enumerate(zip(crystals, known, strict=True), start=1):
         skeleton = [env.skeletons[crystal.skeleton].name] if several else []
-        value = "-" if crystal.value is None else f"{crystal.value:.3f}"
+        values = ["-" if crystal.values is None else f"{crystal.values[name]:.3f}" for name in env.objective.names]
         told = [" ".join(caveats.names(codes or ()))] if doubtful else []
-        rest = (value, *told, f"{crystal.reward:.4f}", crystal.status, str(crystal.episode))
+        rest = (*values, *told, f"{crystal.reward:.4f}", crystal.status, str(crystal.episode))
         table.add_row(str(rank), crystal.formula, *skeleton, *rest)
     return table
 

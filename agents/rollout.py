@@ -70,7 +70,7 @@ def rollout(
     """
     step = jax.vmap(env.step, in_axes=(0, 0, 0, None))
 
-    def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, dict[str, jax.Array]]]:
+    def one_step(lanes: Lanes, key: jax.Array) -> tuple[Lanes, tuple[Transition, Any, dict[str, Any]]]:
         action_key, env_key = jax.random.split(key)
         action, kept = choose(action_key, lanes)
         action = action.astype(jnp.int32)  # a draw or an argmax is 64 bits wide where JAX has them enabled
@@ -82,4 +82,4 @@ def rollout(
         return Lanes(observation, env_state), (transition, kept, info)
 
     lanes, (transitions, kept, info) = jax.lax.scan(one_step, lanes, jax.random.split(key, steps))
-    return lanes, transitions, kept, Records.of_step(transitions.reward, transitions.done, info)
+    return lanes, transitions, kept, Records.of_step(env, transitions.reward, transitions.done, info)

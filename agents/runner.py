@@ -45,6 +45,7 @@ from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.evaluators import BudgetSpent, Deferred, Evaluator
 from crystaljax.files import replace_text
+from crystaljax.objectives import parse
 from crystaljax.run_folder import CHECKPOINTS, CURVE, EPISODES, SWEEP, RunFolderError, read_best, refuse_taken
 from crystaljax.signals import no_interrupt_is_lost
 from crystaljax.status import Status
@@ -108,8 +109,11 @@ def build_env(config: RunConfig, evaluator: str | Evaluator) -> tuple[CrystalEnv
     }
     if config.mode:
         options["mode"] = config.mode
+    objective = parse(*config.objective, combine=config.combine) if config.objective else None
     if config.structures:
-        return make_custom(config.property, list(config.structures), evaluator, **options)
+        return make_custom(objective or config.property, list(config.structures), evaluator, **options)
+    if objective is not None:
+        options["objective"] = objective
     return make(config.task, evaluator, **options)
 
 
@@ -258,7 +262,7 @@ class _Member:
     def __init__(self, config: RunConfig, folder: Path, env: CrystalEnv, origin: report.Origin):
         self.config, self.folder, self.env, self.origin = config, folder, env, origin
         self.checkpoints = Checkpoints(folder)
-        self.ledger = Ledger(env.skeletons, env.vocabulary)
+        self.ledger = Ledger(env.skeletons, env.vocabulary, env.objective.names)
 
     def refuse_lost_checkpoints(self) -> None:
         """Raise ``RunFolderError`` if the checkpoint that ``best.json`` goes with, and the one before it, are gone."""
@@ -350,7 +354,7 @@ class _Run:
         self.stats = getattr(evaluator, "stats", lambda: None)
         self.cancel = getattr(evaluator, "cancel", lambda: None)
         fingerprint = _fingerprint(self.env, evaluator)
-        self.origin = report.Origin(self.env.evaluator.label, fingerprint, float(self.params.target))
+        self.origin = report.Origin.of(self.env, self.params, fingerprint)
         self.console = console
         self.updates = self.config.updates(self.env.horizon)
         self.members = [_Member(config, of_member, self.env, self.origin) for config, of_member in runs]
@@ -367,8 +371,8 @@ class _Run:
             member.open(self.update)
         self.outstanding: Outstanding | None = None
         if self.config.delayed:
-            evaluation = evaluator.delayed(self.env, self.origin.target)
-            self.outstanding = Outstanding(folder, past, evaluation, self.config.delayed)
+            evaluation = evaluator.delayed(self.env, self.origin.objective.target)
+            self.outstanding = Outstanding(folder, past, evaluation, self.config.delayed, len(self.env.objective.names))
             self.deliver = jax.jit(self.agent.deliver)
 
     @property
@@ -475,7 +479,7 @@ class _Run:
         tickets, records = self.outstanding.take()
         answers = [tickets, records.reward[0]]
         if self.agent.needs_values:
-            answers += [records.value[0], records.status[0]]
+            answers += [records.values[0], records.status[0]]
         state = self.deliver(state, *_padded(*answers))
         self.outstanding.write(self.update + 1, tickets)
         self._finish(state, losses, records, begin, display)
@@ -509,7 +513,8 @@ class _Run:
     def _metrics(self, ledger: Ledger, losses: dict[str, Any], episodes: list[Any]) -> dict[str, Any]:
         """The metrics line of an update, but for what it cost. A resumed run has the same, but for the last two."""
         rewards = [episode.reward for episode in episodes]
-        values = [episode.value for episode in episodes if episode.value is not None]
+        valued = [episode.values for episode in episodes if episode.values is not None]
+        means = {name: float(np.mean([values[name] for values in valued])) for name in ledger.properties if valued}
         stats = self.stats()
         learned = losses.get(LEARNED, 1) != 0
         return {
@@ -518,7 +523,7 @@ class _Run:
             "env_steps": self.update * self.agent.steps * self.agent.lanes,
             "mean_reward": float(np.mean(rewards)) if rewards else None,
             "best_reward": ledger.best_reward,
-            "mean_value": float(np.mean(values)) if values else None,
+            **{f"mean_{name}": means.get(name) for name in ledger.properties},
             "distinct": len(ledger.crystals),
             "refused": ledger.refused,
             "failures": {k: n for k, n in sorted(ledger.statuses.items()) if k != Status.OK.name},
@@ -532,7 +537,7 @@ class _Run:
 def _padded(tickets: np.ndarray, *answers: np.ndarray) -> tuple[np.ndarray, ...]:
     """Tickets and answers [K], padded to the next power of two, so that few programs are compiled."""
     padding = (1 << max(len(tickets) - 1, 0).bit_length()) - len(tickets)
-    padded = (np.pad(answer, (0, padding)) for answer in answers)
+    padded = (np.pad(answer, [(0, padding)] + [(0, 0)] * (answer.ndim - 1)) for answer in answers)
     return np.pad(tickets, (0, padding), constant_values=NO_TICKET), *padded
 
 
@@ -544,7 +549,10 @@ def _cancelled(records: Records) -> bool:
 def _fingerprint(env: CrystalEnv, evaluator: Any) -> dict[str, Any]:
     """The engine's fingerprint, if the evaluator has an engine."""
     engine = getattr(evaluator, "engine", None)
-    return engine.fingerprint(env.objective.property) if engine is not None else {}
+    if engine is None:
+        return {}
+    found = {name: engine.fingerprint(name) for name in env.objective.names}
+    return found if len(found) > 1 else found[env.objective.names[0]]
 
 
 def _number(value: Any) -> float | None:

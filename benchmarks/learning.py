@@ -154,7 +154,7 @@ class Outcome:
 
 def floor(env: CrystalEnv) -> float:
     """The lowest reward of a crystal that has a value."""
-    return env.objective.failure_reward if env.objective.property == "bulk_modulus" else 0.0
+    return env.objective.failure_reward if env.objective.names == ("bulk_modulus",) else 0.0
 
 
 def distinct_evaluations(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarray, np.ndarray]:
@@ -309,7 +309,7 @@ def compare(
     outcomes = outcomes_of(trial, env, params, version, names, keep)
     if names != list(ALGORITHMS) or version is Version.TUNING:
         return outcomes, []
-    target = f"target {float(params.target):g} {env.objective.unit}"
+    target = f"target {float(params.target):g} {env.objective.properties[0].unit}"
     picture = RESULTS / f"learning-{trial.task}{version.suffix}.png"
     draw(picture, f"{trial.task}, {target}", outcomes, env.objective.best_reward - floor(env))
     heading = [

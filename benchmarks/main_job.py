@@ -27,10 +27,11 @@ from crystaljax.agents.ledger import Episode
 from crystaljax.agents.runner import train
 from crystaljax.agents.runs import read_all
 from crystaljax.dft_bridge import open_bridge
+from crystaljax.properties import BAND_GAP
 
 MAIN_JOB = config.from_table(config.read_toml(config.find("perovskite")), "perovskite")
 """The settings of the README's command."""
-TOLERANCE = metrics.TOLERANCES["band_gap"]
+TOLERANCE = BAND_GAP.tolerance
 """eV around the target that counts as found."""
 
 
@@ -45,7 +46,7 @@ def summary(episodes: list[Episode], budget: int, target: float) -> dict[str, fl
         "last_quarter_reward": float(rewards[counts > 0.75 * budget].mean()),
         "calculated_reward": float(rewards[first].mean()),
         "best_reward": float(rewards.max()),
-        "found": len(metrics.distinct(metrics.succeeded(spent, target, TOLERANCE))),
+        "found": len(metrics.distinct(metrics.succeeded(spent, {"band_gap": metrics.Goal(target, target, TOLERANCE)}))),
     }
 
 

@@ -134,7 +134,7 @@ def evaluated(env: CrystalEnv, records: Records, budget: int) -> tuple[np.ndarra
     ``records`` have leaves [updates, T, L, ...].
     """
     finished, first = learning.distinct_evaluations(env, records, budget)
-    value = np.where(np.asarray(records.status) == Status.OK, np.asarray(records.value), np.nan)
+    value = np.where(np.asarray(records.status) == Status.OK, np.asarray(records.values)[..., 0], np.nan)
     return np.asarray(records.reward)[finished][first], value[finished][first]
 
 
@@ -255,11 +255,11 @@ def report(kept: dict[str, Any]) -> str:
             counted = ~np.isin(statuses, REFUSED)
             near = (statuses == Status.OK) & (np.abs(values - trial.target) <= trial.tolerance)
             lines += [
-                f"## {trial.task}, target {trial.target:g} {env.objective.unit}",
+                f"## {trial.task}, target {trial.target:g} {env.objective.properties[0].unit}",
                 "",
                 f"{counted.sum():,} crystals that need a calculation; {near.sum()} within {trial.tolerance:g} "
-                f"{env.objective.unit} of the target, {(rewards >= trial.good).sum()} good ones (reward at least "
-                f"{trial.good:g}). Skeleton `{digest(trial)}`.",
+                f"{env.objective.properties[0].unit} of the target, {(rewards >= trial.good).sum()} good ones (reward "
+                f"at least {trial.good:g}). Skeleton `{digest(trial)}`.",
                 "",
                 *table(trial, rows),
                 "",

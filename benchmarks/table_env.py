@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=100)
     options = parser.parse_args()
     env, params = crystaljax.make(options.task, observation="flat")
-    problem = Problem(env.skeletons, env.objective.property, env.vocabulary, by_orbit=True)
+    problem = Problem(env.skeletons, env.objective.names, env.vocabulary, by_orbit=True)
     table, best = shipped_table(problem), float(env.best_reward(params))
     _, row = tables.labelings(table.skeleton, table.vocabulary)
     _, sites = np.unique(table.skeleton.orbits, return_index=True)

@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 
 from crystaljax import tables
-from crystaljax.rewards import OBJECTIVES, Objective
+from crystaljax.objectives import OBJECTIVES, Objective
 from crystaljax.status import Status
 from crystaljax.tables import Table
 
@@ -85,7 +85,7 @@ def draw(table: Table, objective: Objective, path: Path) -> None:
         axes.plot(x, a, marker="o", markersize=7, markerfacecolor="none", markeredgecolor="red")
     axes.set_xticks(range(size), table.vocabulary.symbols, fontsize=6)
     axes.set_yticks(range(size), table.vocabulary.symbols, fontsize=6)
-    axes.set_title(f"{table.name}, target {objective.target:g} {objective.unit}", fontsize=8)
+    axes.set_title(f"{table.name}, target {objective.target:g} {objective.properties[0].unit}", fontsize=8)
     figure.colorbar(picture, label="reward (grey: failed)")
     figure.savefig(path, dpi=80)
     pyplot.close(figure)

@@ -150,7 +150,7 @@ def substitution(
     outcomes[RANDOM] = run(env, params, RANDOM, budget, trial.episodes, seeds)
     good = env.objective.best_reward - 0.1
     lines = [
-        f"### {trial.task}, target {float(params.target):g} {env.objective.unit}, {budget} evaluations, "
+        f"### {trial.task}, target {float(params.target):g} {env.objective.properties[0].unit}, {budget} evaluations, "
         f"{len(seeds)} seeds",
         "",
         f"Rewards: {env.evaluator.label}. {episodes} episodes. Of random labelings, a fraction of "
@@ -216,7 +216,7 @@ def densities(env: CrystalEnv, params: EnvParams, policy: Callable, networks: li
     @functools.partial(jax.vmap, in_axes=(None, 0))
     def values(network: Any, target: jax.Array) -> jax.Array:
         records = design(jax.random.key(0), network, params.replace(target=target))
-        return jnp.where(records.finished, records.value, 0.0).sum(axis=0)
+        return jnp.where(records.finished, records.values[..., 0], 0.0).sum(axis=0)
 
     return np.stack([values(network, jnp.float32(TARGETS)) for network in networks])
 
@@ -237,8 +237,8 @@ def reachable(env: CrystalEnv, params: EnvParams) -> np.ndarray:
 
 def rewards_of(env: CrystalEnv, params: EnvParams, designs: Designs) -> np.ndarray:
     """For each target: [G, L]."""
-    values = jax.jit(lambda designs: evaluate(env, params, designs)[1].value[0])(designs)
-    return np.asarray(env.objective.formula(values, TARGETS[:, None]))
+    values = jax.jit(lambda designs: evaluate(env, params, designs)[1].values[0, :, 0])(designs)
+    return np.asarray(env.objective.terms[0].score(values, TARGETS[:, None]))
 
 
 def mixed(
@@ -256,7 +256,7 @@ def mixed(
     for name in crystals:
         env, params = crystals_env(name)
         greedy, told_nearest, drawn = (
-            np.asarray(env.objective.formula(values, TARGETS[:, None])).mean(axis=-1)
+            np.asarray(env.objective.terms[0].score(values, TARGETS[:, None])).mean(axis=-1)
             for values in (found[name][0], found[name][0][:, nearest], found[name][1])
         )
         chance = rewards_of(env, params, random_designs(jax.random.key(0), env, 40_000)).mean(axis=1)

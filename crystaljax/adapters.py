@@ -227,8 +227,9 @@ def _render(env: CrystalEnv, params: EnvParams, shown: dict[str, Any], mode: str
     text = f"{env.skeletons[skeleton].name}: {symbols}"
     if shown.get("terminated", False):
         status = Status(int(shown["status"]))
-        text += f", {env.objective.property} {float(shown['value']):.4g}" if status == Status.OK else f", {status.name}"
-    return f"{text} (target {float(params.target):g} {env.objective.unit})"
+        told = [f"{name} {float(value):.4g}" for name, value in shown["values"].items()]
+        text += f", {' '.join(told)}" if status == Status.OK else f", {status.name}"
+    return f"{text} ({env.objective.with_targets(params.target).text()})"
 
 
 def _refuse_render_mode(mode: str | None) -> None:
@@ -384,7 +385,7 @@ class GymnasiumVectorEnv(VectorEnv):
         observation = _to_host(observation, self.single_observation_space)
         self.env.evaluator.check()
         last = _to_host(info.pop("final_obs"), self.single_observation_space)
-        infos = {name: np.asarray(value) for name, value in info.items()}
+        infos = jax.tree.map(np.asarray, info)
         self._shown = dict(infos)
         terminated, truncated = np.asarray(terminated), np.asarray(truncated)
         infos.update(final_obs=last, _final_obs=terminated | truncated)
@@ -394,11 +395,9 @@ class GymnasiumVectorEnv(VectorEnv):
         """The crystal of each lane, as :meth:`GymnasiumEnv.render`; of a lane that has just ended, the finished one."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before render()")
-        shown = {name: np.asarray(value) for name, value in self._shown.items()}
-        return tuple(
-            _render(self.env, self.params, {name: value[lane] for name, value in shown.items()}, self.render_mode)
-            for lane in range(self.num_envs)
-        )
+        shown = jax.tree.map(np.asarray, self._shown)
+        lanes = [jax.tree.map(lambda leaf, lane=lane: leaf[lane], shown) for lane in range(self.num_envs)]
+        return tuple(_render(self.env, self.params, of_lane, self.render_mode) for of_lane in lanes)
 
 
 class FiveTupleEnv:

@@ -140,7 +140,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train(commands: Any) -> None:
     from crystaljax.agents import config as configs
     from crystaljax.agents.hyperparameters import ALGORITHMS
-    from crystaljax.tasks import MODES, PREFIXES
+    from crystaljax.properties import COMBINE, PROPERTIES
+    from crystaljax.tasks import MODES
 
     train = commands.add_parser(
         "train",
@@ -160,7 +161,9 @@ def _add_train(commands: Any) -> None:
     what = train.add_argument_group("what to design")
     add(what, "task", metavar="ID")
     add(what, "structures", flag="--structure", metavar="FILE", action="append")
-    add(what, "property", choices=tuple(PREFIXES))
+    add(what, "property", choices=tuple(PROPERTIES))
+    add(what, "objective", metavar="TERM", nargs="+")
+    add(what, "combine", choices=COMBINE)
     add(what, "target")
     add(what, "vocabulary", choices=("small", "medium", "large"))
     add(what, "mode", choices=MODES)
@@ -390,7 +393,7 @@ def _evaluate(
     options = {} if changes.get("engine", config.engine) != config.engine else config.engine_options
     changes["engine_options"] = {**options, **own_options}
     if task is not None:
-        changes |= {"task": task, "structures": (), "property": "", "mode": "", "target": None}
+        changes |= {"task": task, "structures": (), "property": "", "objective": (), "mode": "", "target": None}
     if target is not None:
         changes["target"] = target
     config = _usable_anywhere(dataclasses.replace(config, **changes))
@@ -411,9 +414,9 @@ def _evaluate(
         records = design(jax.random.key(seed), policy, params)
         jax.block_until_ready(records)
         env.evaluator.check()
-    ledger = Ledger(env.skeletons, env.vocabulary)
+    ledger = Ledger(env.skeletons, env.vocabulary, env.objective.names)
     ledger.add_records(records, update=0)
-    origin = report.Origin(env.evaluator.label, {}, float(params.target))
+    origin = report.Origin.of(env, params)
     Console().print(report.designs_table(env, ledger, origin))
     return 0
 
@@ -471,7 +474,7 @@ def _tasks() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from crystaljax import library, rewards, tasks
+    from crystaljax import library, objectives, tasks
 
     table = Table(title="Tasks")
     for column, justify in (("task", "left"), ("target", "right"), ("crystals", "right"), ("sites", "right")):
@@ -479,11 +482,13 @@ def _tasks() -> int:
     table.add_column("decides")
     for task_id in tasks.registered_tasks():
         task = tasks.task(task_id)
-        objective, skeletons = rewards.OBJECTIVES[task.property], library.crystals(task.crystals)
+        objective, skeletons = objectives.OBJECTIVES[task.property], library.crystals(task.crystals)
         sites = sorted({skeleton.n_sites for skeleton in skeletons})
         shown = str(sites[0]) if len(sites) == 1 else f"{sites[0]}-{sites[-1]}"
         decides = "each orbit" if task.mode == "orbit" else "each site"
-        table.add_row(task.id, f"{objective.target:g} {objective.unit}", str(len(skeletons)), shown, decides)
+        table.add_row(
+            task.id, f"{objective.target:g} {objective.properties[0].unit}", str(len(skeletons)), shown, decides
+        )
     Console().print(table)
     return 0
 

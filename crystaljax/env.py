@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from crystaljax import evaluators, rewards
+from crystaljax import evaluators, objectives
 from crystaljax import observation as observations
 from crystaljax.elements import Vocabulary, get_vocabulary
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
@@ -44,7 +46,7 @@ class EnvParams(environment.EnvParams):
     """Traced parameters; ``vmap`` over ``target`` trains a target-conditioned policy.
 
     Attributes:
-        target: in the unit of the property (eV, GPa, g/cm3).
+        target: of the objective, in the unit of the property (eV, GPa, g/cm3); float32 [T] of several.
         max_steps_in_episode: strictly above the natural horizon, so that no episode is truncated.
     """
 
@@ -66,13 +68,13 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
     code, where nothing can be raised, integers outside the range are clipped to it; other dtypes raise ``TypeError``.
 
     *Observation*: :class:`crystaljax.observation.GraphObservation`, or float32
-    [N (V + 1) + N + 7] (:func:`crystaljax.observation.flat`).
+    [N (V + 1) + N + 6 + T] for T targets (:func:`crystaljax.observation.flat`).
 
-    *Reward*: float32 [], see :mod:`crystaljax.rewards`. *Info*: ``value`` (float32 [], property of a finished
-    crystal; 0, and meaningless, before the end and where ``status`` is not ``OK``), ``status`` (int32 [],
-    :class:`crystaljax.status.Status`, ``OK`` before the end), ``elements`` (int32 [N], before auto-reset), ``skeleton``
-    (int32 []) and ``discount``. Where the evaluator knows all outcomes (an exact table) also ``regret`` (float32 [],
-    how much more the best crystal earns, 0 before the end).
+    *Reward*: float32 [], see :mod:`crystaljax.objectives`. *Info*: ``values`` (by name of each property of a finished
+    crystal, float32 []; 0, and meaningless, before the end and where ``status`` is not ``OK``), ``value`` (the same, if
+    there is one property), ``status`` (int32 [], :class:`crystaljax.status.Status`, ``OK`` before the end),
+    ``elements`` (int32 [N], before auto-reset), ``skeleton`` (int32 []) and ``discount``. Where the evaluator knows all
+    outcomes (an exact table) also ``regret`` (float32 [], how much more the best crystal earns, 0 before the end).
 
     Environments made alike (the same task, options and evaluator) are equal, and share what JAX compiles for one of
     them. Whoever changes an attribute has an environment that is equal to itself only. Copies share the evaluator.
@@ -81,7 +83,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
 
     def __init__(
         self,
-        objective: str | rewards.Objective,
+        objective: str | objectives.Objective | objectives.Term | Sequence[str | objectives.Term],
         skeletons: StructureLike | list[StructureLike] | tuple[StructureLike, ...],
         evaluator: str | evaluators.Evaluator | None = None,
         *,
@@ -89,13 +91,14 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         mode: str = "site",
         observation: str = "graph",
         in_phase: bool = False,
-        target: float | None = None,
+        target: float | Sequence[float] | None = None,
         name: str = "CrystalEnv",
     ):
         """Sets up an environment; all host work happens here.
 
         Args:
-            objective: property name or an ``Objective``.
+            objective: name of a property, for the objective of its tasks; one in words, such as
+                ``"band_gap=1.34+-0.2"``, several such words, or an ``Objective``; see :mod:`crystaljax.objectives`.
             skeletons: one structure or several (anything :func:`crystaljax.structures.to_skeleton` takes).
             evaluator: what computes the property: a name (see :func:`crystaljax.evaluators.available`), an object
                 with ``bind(problem)``, or ``None`` for the default DFT engine.
@@ -104,7 +107,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
             observation: ``graph`` or ``flat``.
             in_phase: pad every episode to the longest horizon, so that lanes that start together finish together
                 and share host calls. Actions after the last site change nothing.
-            target: of ``default_params``, in the unit of the property; by default the objective's.
+            target: of ``default_params``, in the unit of the property, or all T targets; by default the objective's.
             name: what ``env.name`` says.
 
         Raises:
@@ -117,7 +120,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
             raise ValueError(f"unknown mode {mode!r}: use one of {MODES}")
         if observation not in OBSERVATIONS:
             raise ValueError(f"unknown observation type {observation!r}: use one of {OBSERVATIONS}")
-        self.objective = rewards.objective(objective)
+        self.objective = objectives.objective(objective)
         if target is not None:
             self.objective.refuse_target(target)
         self.skeletons: tuple[Skeleton, ...] = to_skeletons(skeletons)
@@ -128,7 +131,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         self.table: SkeletonTable = stack(self.skeletons, by_orbit)
         self.horizons = self.table.n_decisions
         self.in_phase = in_phase
-        self._target = self.objective.target if target is None else float(target)
+        self._target = self.objective.target if target is None else _targets(target)
         self._name = name
         self._given = evaluator
         chosen = self._bind()
@@ -140,7 +143,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         """Binds the evaluator that was given, and returns it."""
         chosen = evaluators.evaluator(self._given)
         by_orbit = self.mode == "orbit"
-        problem = evaluators.Problem(self.skeletons, self.objective.property, self.vocabulary, by_orbit)
+        problem = evaluators.Problem(self.skeletons, self.objective.names, self.vocabulary, by_orbit)
         self.evaluator = chosen.bind(problem)
         self._query = self.evaluator.query
         return chosen
@@ -211,12 +214,14 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
 
     @property
     def default_params(self) -> EnvParams:
-        return EnvParams(target=self._target, max_steps_in_episode=self.horizon + 1)
+        target = np.array(self._target, np.float32) if isinstance(self._target, tuple) else self._target
+        return EnvParams(target=target, max_steps_in_episode=self.horizon + 1)
 
-    def with_target(self, target: float) -> EnvParams:
-        """Parameters with another target; raises ``ValueError`` for one that makes no sense."""
+    def with_target(self, target: float | Sequence[float]) -> EnvParams:
+        """Parameters with another target, or T others; raises ``ValueError`` for one that makes no sense."""
         self.objective.refuse_target(target)
-        return self.default_params.replace(target=float(target))
+        given = _targets(target)
+        return self.default_params.replace(target=np.array(given, np.float32) if isinstance(given, tuple) else given)
 
     @partial(jax.jit, static_argnames=("self",))
     def step(
@@ -264,11 +269,14 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         elements = state.elements
         finished = self.is_terminated(state, params)
         numbers = jnp.asarray(self.vocabulary.numbers)[elements]
-        value, status = self.evaluator.query(numbers, state.skeleton, finished)
-        reward = self.objective.reward(value, status, jnp.asarray(params.target, jnp.float32))
+        values, status = self.evaluator.query(numbers, state.skeleton, finished)
+        values = jnp.reshape(values, len(self.objective.names))
+        reward = self.objective.reward(values, status, jnp.asarray(params.target, jnp.float32))
+        # Never NaN: it trips jax_debug_nans, and equals nothing where infos are compared.
+        values = jnp.where(finished & (status == Status.OK), values, 0.0)
         info = {
-            # Never NaN: it trips jax_debug_nans, and equals nothing where infos are compared.
-            "value": jnp.where(finished & (status == Status.OK), value, 0.0),
+            "values": {name: values[place] for place, name in enumerate(self.objective.names)},
+            **({"value": values[0]} if len(self.objective.names) == 1 else {}),
             "status": jnp.where(finished, status, Status.OK).astype(jnp.int32),
             "elements": elements,
             "skeleton": state.skeleton,
@@ -310,9 +318,10 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
     def observation_space(self, params: EnvParams | None = None) -> spaces.Space:
         """A ``Box`` with scalar bounds (flat), or a ``Dict`` over the fields of the graph observation."""
         if self.observation_type == "flat":
-            size = observations.flat_size(self.max_sites, self.num_actions)
-            low, high = (bound / self.objective.scale for bound in self.objective.target_range)
-            return spaces.Box(min(low, 0.0), max(high, rewards.MAX_TARGET_RATIO), (size,), jnp.float32)
+            size = observations.flat_size(self.max_sites, self.num_actions, len(self.objective.targets))
+            smallest = min(np.ravel(self.objective.scale))
+            low, high = (bound / smallest for bound in self.objective.target_range)
+            return spaces.Box(min(low, 0.0), max(high, objectives.MAX_TARGET_RATIO), (size,), jnp.float32)
         sites, edges = self.max_sites, self.table.senders.shape[1]
         longest = 10.0 * observations.LENGTH_SCALE
         lowest, highest = self.objective.target_range
@@ -327,7 +336,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
                 "distances": spaces.Box(0.0, longest, (edges,), jnp.float32),
                 "edge_mask": spaces.Box(0, 1, (edges,), jnp.bool_),
                 "lattice": spaces.Box(0.0, observations.ANGLE_SCALE, (6,), jnp.float32),
-                "target": spaces.Box(lowest, highest, (), jnp.float32),
+                "target": spaces.Box(lowest, highest, np.shape(self.objective.target), jnp.float32),
                 "skeleton": spaces.Box(0, len(self.skeletons) - 1, (), jnp.int32),
             }
         )
@@ -366,6 +375,12 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         if self.observation_type == "graph":
             return seen
         return observations.flat(seen, self.num_actions, self.objective.scale)
+
+
+def _targets(given: float | Sequence[float]) -> float | tuple[float, ...]:
+    """One as a float, several as a tuple."""
+    numbers = tuple(np.ravel(np.asarray(given, float)).tolist())
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 class _Identity:

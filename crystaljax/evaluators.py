@@ -1,13 +1,15 @@
 """How a finished crystal gets its value.
 
-An *evaluator* is bound to a problem (skeletons and a property) and yields a pure query that the environment calls
+An *evaluator* is bound to a problem (skeletons and properties) and yields a pure query that the environment calls
 at every step; ``pending`` says whether the crystal is finished. The DFT evaluators live in ``dft_bridge``; here is
 their protocol, and evaluators that never leave the accelerator.
 """
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from typing import NamedTuple, Protocol
@@ -31,46 +33,68 @@ ENTRY_POINTS = "crystaljax.evaluators"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is to be evaluated: a property of labelings of these skeletons.
+    """What is to be evaluated: properties of labelings of these skeletons.
 
     Attributes:
-        skeletons, property: of what, and what.
+        skeletons, properties: of what, and what, by name.
         vocabulary: the elements that labelings are made of; ``None`` if that is not known.
         by_orbit: whether all sites of a symmetry orbit always hold the same element.
     """
 
     skeletons: tuple[Skeleton, ...]
-    property: str
+    properties: tuple[str, ...]
     vocabulary: Vocabulary | None = None
     by_orbit: bool = False
 
+    def __post_init__(self) -> None:
+        if isinstance(self.properties, str):
+            object.__setattr__(self, "properties", (self.properties,))
 
-class Landscape(NamedTuple):
-    """Every outcome that a problem has: values float32 [E] (0 for a failure) and statuses int32 [E]."""
+    @builtins.property
+    def property(self) -> str:
+        """The property, for an evaluator that knows one at a time; raises ``ValueError`` if there are several."""
+        if len(self.properties) > 1:
+            raise ValueError(f"this evaluator has one property at a time, not {' and '.join(self.properties)}")
+        return self.properties[0]
+
+    def refuse_others(self, known: Sequence[str], label: str) -> None:
+        """Raise ``ValueError`` for a property that is not among those known."""
+        for name in self.properties:
+            if name not in known:
+                raise ValueError(
+                    f"evaluator '{label}' computes {', '.join(known)}, not {name}; choose another evaluator or task"
+                )
+
+
+class Outcome(NamedTuple):
+    """What became of crystals: values float32 [..., P] in the order of the problem's properties (0 where there is none)
+    and statuses int32 [...], ``OK`` if all values are there."""
 
     values: jax.Array | np.ndarray
-    statuses: jax.Array | np.ndarray
+    status: jax.Array | np.ndarray
 
 
 class BoundEvaluator(NamedTuple):
     """An evaluator for one problem. Functions and arrays only, so that an environment stays copyable.
 
     Attributes:
-        query: pure; (atomic numbers int32 [N], skeleton index int32 [], pending bool []) to (value float32 [],
-            status int32 []). The value means something only where ``pending`` and the status is ``Status.OK``.
+        query: pure; (atomic numbers int32 [N], skeleton index int32 [], pending bool []) to an :class:`Outcome`, or to
+            (values, status). Of one property the values may be float32 []. They mean something only where ``pending``
+            and the status is ``Status.OK``.
         check: raises on the host, with its own type, what a query could not raise on the device (engine missing,
             disk full). Call it between compiled programs.
         label: where values come from, such as ``gpaw`` or ``surrogate: ...``; shown wherever values appear.
-        landscape: all outcomes there are, where they are known; the environment then tells the regret.
+        landscape: all E outcomes there are, [E, P] and [E], where they are known; the environment then tells the
+            regret.
         deferred: whether it evaluates nothing, so that every value comes later (:class:`Deferred`).
         caveats: on the host, of crystals that have a value, (atomic numbers int [N], index of the skeleton) each: what
             a reader must know of it, or ``None`` where that is not known. Left out by evaluators that know of none.
     """
 
-    query: Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+    query: Callable[[jax.Array, jax.Array, jax.Array], Outcome | tuple[jax.Array, jax.Array]]
     check: Callable[[], None]
     label: str
-    landscape: Landscape | None = None
+    landscape: Outcome | None = None
     deferred: bool = False
     caveats: Callable[[Sequence[tuple[np.ndarray, int]]], list[tuple[Caveat, ...] | None]] | None = None
 
@@ -84,7 +108,7 @@ class Evaluator(Protocol):
     """
 
     def bind(self, problem: Problem) -> BoundEvaluator:
-        """The evaluator for that problem; raises ``ValueError`` if it cannot compute the property."""
+        """The evaluator for that problem; raises ``ValueError`` if it cannot compute a property."""
 
 
 class BudgetSpent(CrystalJAXError, RuntimeError):
@@ -101,9 +125,10 @@ class FunctionEvaluator:
 
     Attributes:
         function: (atomic numbers int32 [N], skeleton row :class:`SkeletonTable`) to a float32 scalar, in the unit of
-            the property; a value that is not finite counts as failure. Runs at every step, on the device.
+            the property, or to one for each of ``properties``; a value that is not finite counts as failure. Runs at
+            every step, on the device.
         label: shown wherever its values appear; begin it with ``surrogate`` if it stands in for DFT.
-        properties: the properties it may be asked for; ``None`` allows all.
+        properties: names of what it computes, in the order of its values; ``None``: a scalar of any property.
     """
 
     function: Callable[[jax.Array, SkeletonTable], jax.Array]
@@ -111,19 +136,20 @@ class FunctionEvaluator:
     properties: tuple[str, ...] | None = None
 
     def bind(self, problem: Problem) -> BoundEvaluator:
-        if self.properties is not None and problem.property not in self.properties:
-            raise ValueError(
-                f"evaluator '{self.label}' computes {', '.join(self.properties)}, not {problem.property}; "
-                "choose another evaluator or task"
-            )
+        if self.properties is None:
+            places, count = [0], len((problem.property,))
+        else:
+            problem.refuse_others(self.properties, self.label)
+            places, count = [self.properties.index(name) for name in problem.properties], len(self.properties)
         table = stack(problem.skeletons)
 
-        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> Outcome:
             del pending  # a few flops are cheaper than a branch
-            value = jnp.asarray(self.function(numbers, table.row(skeleton))).astype(jnp.float32)
-            valid = jnp.isfinite(value)
-            status = jnp.where(valid, Status.OK, Status.INVALID_RESULT).astype(jnp.int32)
-            return jnp.where(valid, value, 0.0), status
+            values = jnp.asarray(self.function(numbers, table.row(skeleton))).astype(jnp.float32)
+            values = values.reshape(count)[np.array(places)]
+            valid = jnp.isfinite(values)
+            status = jnp.where(valid.all(), Status.OK, Status.INVALID_RESULT).astype(jnp.int32)
+            return Outcome(jnp.where(valid, values, 0.0), status)
 
         return BoundEvaluator(query, _nothing_to_check, self.label)
 
@@ -141,63 +167,94 @@ UNRELAXED_DENSITY = FunctionEvaluator(
 
 @dataclasses.dataclass(frozen=True)
 class TableEvaluator:
-    """Looks values up in a table: exact, on the device, one gather a query. Symmetric labelings share an entry.
+    """Looks values up in tables: exact, on the device, one gather a query. Symmetric labelings share an entry.
 
     Attributes:
-        table: the results of every crystal of a skeleton over a vocabulary; ``None`` takes the one that the package
-            ships for the problem.
+        table: the results of every crystal of a skeleton over a vocabulary, or several tables of that skeleton, one for
+            each property; ``None`` takes those that the package ships for the problem.
     """
 
-    table: tables.Table | None = None
+    table: tables.Table | tuple[tables.Table, ...] | None = None
 
     def bind(self, problem: Problem) -> BoundEvaluator:
-        """The evaluator; raises :class:`crystaljax.tables.TableError` for a problem that the table does not fit."""
-        table = shipped_table(problem) if self.table is None else self.table
-        _refuse_misfit(table, problem)
-        row = tables.labelings(table.skeleton, table.vocabulary)[1]
-        valid = table.statuses == Status.OK
-        landscape = Landscape(
-            np.where(valid, table.values, 0.0).astype(np.float32), np.asarray(table.statuses, np.int32)
+        """The evaluator; raises :class:`crystaljax.tables.TableError` for a problem that the tables do not fit."""
+        given = (self.table,) if isinstance(self.table, tables.Table) else self.table
+        found = tuple(_table_of(name, problem, given) for name in problem.properties)
+        for table in found:
+            _refuse_misfit(table, problem)
+        first = found[0]
+        if any(table.vocabulary.symbols != first.vocabulary.symbols for table in found):
+            raise tables.TableError(f"tables {', '.join(t.name for t in found)} hold other elements; give tables alike")
+        row = tables.labelings(first.skeleton, first.vocabulary)[1]
+        # The first failure of a crystal is that of the crystal.
+        statuses = functools.reduce(lambda old, new: np.where(old == Status.OK, new, old), (t.statuses for t in found))
+        values = np.stack([table.values for table in found], axis=-1)
+        landscape = Outcome(
+            np.where((statuses == Status.OK)[:, None], values, 0.0).astype(np.float32), np.asarray(statuses, np.int32)
         )
         # The site that stands for each orbit, and the place value of its element in the index of a labeling.
-        _, sites = np.unique(table.skeleton.orbits, return_index=True)
-        size = len(table.vocabulary)
+        _, sites = np.unique(first.skeleton.orbits, return_index=True)
+        size = len(first.vocabulary)
         weights = np.asarray(size ** np.arange(len(sites))[::-1], np.int32)
-        index = np.zeros(table.vocabulary.numbers.max() + 1, np.int32)
-        index[table.vocabulary.numbers[:size]] = np.arange(size)
+        index = np.zeros(first.vocabulary.numbers.max() + 1, np.int32)
+        index[first.vocabulary.numbers[:size]] = np.arange(size)
 
-        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> Outcome:
             del skeleton, pending
             entry = jnp.asarray(row)[(jnp.asarray(index)[numbers[sites]] * weights).sum(dtype=jnp.int32)]
-            return jnp.asarray(landscape.values)[entry], jnp.asarray(landscape.statuses)[entry]
+            return Outcome(jnp.asarray(landscape.values)[entry], jnp.asarray(landscape.status)[entry])
 
         def caveats(crystals: Sequence[tuple[np.ndarray, int]]) -> list[tuple[Caveat, ...] | None]:
-            return [table.caveats(table.entry(tables.symbols_of(numbers))) for numbers, _ in crystals]
+            symbols = [tables.symbols_of(numbers) for numbers, _ in crystals]
+            return [joined([table.caveats(table.entry(names)) for table in found]) for names in symbols]
 
-        return BoundEvaluator(query, _nothing_to_check, table.label, landscape, caveats=caveats)
+        return BoundEvaluator(query, _nothing_to_check, _joined_label(found), landscape, caveats=caveats)
 
 
-def shipped_table(problem: Problem) -> tables.Table:
-    """The table that the package ships for a problem; raises :class:`crystaljax.tables.TableError` if it has none."""
+def joined(known: Sequence[tuple[Caveat, ...] | None]) -> tuple[Caveat, ...] | None:
+    """The caveats of several values of a crystal, each once; ``None`` if those of one are not known."""
+    if any(some is None for some in known):
+        return None
+    return tuple(caveat for caveat in Caveat if any(caveat in (some or ()) for some in known))
+
+
+def _joined_label(found: Sequence[tables.Table]) -> str:
+    return "; ".join(dict.fromkeys(table.label for table in found))
+
+
+def _table_of(name: str, problem: Problem, given: Sequence[tables.Table] | None) -> tables.Table:
+    """The table of a property, of those given or else shipped; raises :class:`crystaljax.tables.TableError`."""
+    if given is None:
+        return shipped_table(problem, name)
+    for table in given:
+        if table.property == name:
+            return table
+    held = ", ".join(f"{table.name} holds {table.property}" for table in given)
+    raise tables.TableError(f"table {held}, not {name}; choose another table or task")
+
+
+def shipped_table(problem: Problem, property_name: str | None = None) -> tables.Table:
+    """The table that the package ships for a property of a problem, by default its only one.
+
+    Raises:
+        crystaljax.tables.TableError: it has none.
+    """
+    wanted = problem.property if property_name is None else property_name
     digests = {skeleton.digest for skeleton in problem.skeletons}
     for name in tables.shipped():
-        if name.startswith(f"{problem.property}-"):
+        if name.startswith(f"{wanted}-"):
             table = tables.load(name)
             if digests == {table.skeleton.digest}:
                 return table
     names = ", ".join(skeleton.name for skeleton in problem.skeletons)
     raise tables.TableError(
-        f"the package has no table of {problem.property} for {names}, only {', '.join(tables.shipped()) or 'none'}; "
+        f"the package has no table of {wanted} for {names}, only {', '.join(tables.shipped()) or 'none'}; "
         "choose a task with a table, or make one: python -m benchmarks make-tables"
     )
 
 
 def _refuse_misfit(table: tables.Table, problem: Problem) -> None:
     """Raise ``TableError`` unless the table holds every labeling of the problem."""
-    if problem.property != table.property:
-        raise tables.TableError(
-            f"table {table.name} holds {table.property}, not {problem.property}; choose another table or task"
-        )
     for skeleton in problem.skeletons:
         if skeleton.digest != table.skeleton.digest:
             raise tables.TableError(
@@ -232,11 +289,13 @@ class Deferred:
     label: str = "delayed"
 
     def bind(self, problem: Problem) -> BoundEvaluator:
-        del problem
+        count = len(problem.properties)
 
-        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> Outcome:
             del numbers, skeleton
-            return jnp.float32(0), jnp.where(pending, Status.PENDING, Status.OK).astype(jnp.int32)
+            return Outcome(
+                jnp.zeros(count, jnp.float32), jnp.where(pending, Status.PENDING, Status.OK).astype(jnp.int32)
+            )
 
         return BoundEvaluator(query, _nothing_to_check, self.label, deferred=True)
 

@@ -27,7 +27,7 @@ class GraphObservation:
         distances: float32 [E], bond lengths in Å, 0 on padding.
         edge_mask: bool [E], false on padding.
         lattice: float32 [6], cell lengths in Å and angles in degrees.
-        target: float32 [], in the unit of the property.
+        target: float32 [], in the unit of the property; [T] where the objective has several targets.
         skeleton: int32 [], index into the environment's skeletons, for networks that know their geometry.
     """
 
@@ -68,21 +68,26 @@ def graph(
     )
 
 
-def flat_size(sites: int, vocabulary_size: int) -> int:
-    """Length of the flat observation: one-hot elements with blank, focus sites, cell, target."""
-    return sites * (vocabulary_size + 1) + sites + 7
+def flat_size(sites: int, vocabulary_size: int, targets: int = 1) -> int:
+    """Length of the flat observation: one-hot elements with blank, focus sites, cell, targets."""
+    return sites * (vocabulary_size + 1) + sites + 6 + targets
 
 
-def flat(observation: GraphObservation, vocabulary_size: int, target_scale: float) -> jax.Array:
-    """The observation as float32 [N (V + 1) + N + 7].
+def flat(observation: GraphObservation, vocabulary_size: int, target_scale: float | tuple[float, ...]) -> jax.Array:
+    """The observation as float32 [N (V + 1) + N + 6 + T].
 
     One-hot elements (the last class is "none yet"; padding sites are all zero), the sites that the next action
-    decides, cell lengths over 10 Å, angles over 180 degrees, target over the task's default target.
+    decides, cell lengths over 10 Å, angles over 180 degrees, targets over the default ones.
     """
     one_hot = jax.nn.one_hot(observation.elements, vocabulary_size + 1, dtype=jnp.float32)
     one_hot = one_hot * observation.site_mask[:, None].astype(jnp.float32)
     scale = jnp.array([LENGTH_SCALE] * 3 + [ANGLE_SCALE] * 3, jnp.float32)
-    target = observation.target[None] / target_scale
+    target = scaled(observation.target, target_scale)
     return jnp.concatenate(
         [one_hot.ravel(), observation.focus_mask.astype(jnp.float32), observation.lattice / scale, target]
     )
+
+
+def scaled(target: jax.Array, scale: float | tuple[float, ...]) -> jax.Array:
+    """Targets [] or [T] in units of usual ones, float32 [T]."""
+    return jnp.atleast_1d(target) / jnp.asarray(scale, jnp.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict, TypeVar
 
@@ -75,6 +76,8 @@ Amount = Annotated[float, at_least(0)]
 Symbols = Annotated[tuple[str, ...], _symbols]
 Formula = Annotated[str, _formula]
 StatusName = Annotated[str, _status]
+Values = dict[str, float] | None
+"""Of the properties of a crystal, by name."""
 Seed = Annotated[int, _seed]
 Vector = tuple[float, float, float]
 
@@ -86,7 +89,7 @@ class BestCrystal(TypedDict):
     file: str
     formula: Formula
     elements: Annotated[list[str], _symbols]
-    value: float
+    values: dict[str, float]
     caveats: NotRequired[list[str] | None]
     status: StatusName
     reward: float
@@ -96,13 +99,22 @@ class BestCrystal(TypedDict):
     frac_coords: list[Vector]
 
 
+class Goals(TypedDict):
+    """What a run asks of a property: the lowest and the highest value, ``None`` for no bound, and the tolerance."""
+
+    unit: str
+    low: float | None
+    high: float | None
+    tolerance: Amount
+
+
 class Best(TypedDict):
-    """``best.json``: where values come from, and the best crystals after ``updates`` updates."""
+    """``best.json``: what was asked for, where values come from, and the best crystals after ``updates`` updates."""
 
     task: str
-    property: str
-    unit: str
-    target: float
+    objective: str
+    properties: dict[str, Goals]
+    best_reward: float
     source: str
     fingerprint: dict[str, Any]
     updates: NotRequired[Count]
@@ -218,15 +230,17 @@ def read_best(folder: Path) -> Best:
     path = folder / BEST
     best: Best = read_document(path, Best)
     for number, crystal in enumerate(best["crystals"]):
-        if problem := _misshapen(crystal):
+        if problem := _misshapen(crystal, best["properties"]):
             raise RunFolderError(f"{path} is not what a run writes: crystals[{number}]{problem}; {_RESTORE}")
     return best
 
 
-def _misshapen(crystal: BestCrystal) -> str:
+def _misshapen(crystal: BestCrystal, properties: Collection[str]) -> str:
     """What is wrong between the values of an entry."""
     if not re.fullmatch(rf"{CRYSTALS}/\d\d_{crystal['formula']}\.cif", crystal["file"]):
         return f".file is {shown(crystal['file'])}; it must be {CRYSTALS}/NN_{crystal['formula']}.cif"
+    if set(crystal["values"]) != set(properties):
+        return f".values has {', '.join(crystal['values'])}; the run is for {', '.join(properties)}"
     if len(crystal["frac_coords"]) != len(crystal["elements"]):
         return f" has {len(crystal['elements'])} elements on {len(crystal['frac_coords'])} sites"
     lattice = np.array(crystal["lattice"])
@@ -236,6 +250,14 @@ def _misshapen(crystal: BestCrystal) -> str:
     if not abs(np.linalg.det(lattice)) >= _THINNEST * areas.max() > 0:
         return f".lattice is flat: opposite faces must be {_THINNEST} Å apart"
     return ""
+
+
+def values_text(best: Best, crystal: BestCrystal, digits: int) -> str:
+    """The values of a crystal for people: ``band gap 1.12 eV, density 3.45 g/cm3``."""
+    told = []
+    for name, goal in best["properties"].items():
+        told.append(f"{name.replace('_', ' ')} {crystal['values'][name]:.{digits}f} {goal['unit']}".rstrip())
+    return ", ".join(told)
 
 
 def crystal_file(folder: Path, entry: BestCrystal) -> tuple[str, str] | None:

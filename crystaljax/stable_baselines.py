@@ -27,9 +27,10 @@ from crystaljax.env import CrystalEnv, EnvParams
 class StableBaselinesVecEnv(VecEnv):
     """Many environments in one compiled program, for Stable-Baselines3.
 
-    Lanes reset themselves. The info of a lane that has just ended holds ``terminal_observation``, and ``value``,
-    ``status``, ``elements`` and ``skeleton`` of its crystal; that of any other lane is empty. ``set_options`` takes
-    what :meth:`crystaljax.adapters.GymnasiumVectorEnv.reset` does. Errors are those of that class.
+    Lanes reset themselves. The info of a lane that has just ended holds ``terminal_observation``, and ``values``,
+    ``status``, ``elements`` and ``skeleton`` of its crystal (and ``value``, if it has one property); that of any other
+    lane is empty. ``set_options`` takes what :meth:`crystaljax.adapters.GymnasiumVectorEnv.reset` does. Errors are
+    those of that class.
     """
 
     def __init__(
@@ -58,7 +59,10 @@ class StableBaselinesVecEnv(VecEnv):
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for lane in np.flatnonzero(done).tolist():
-            infos[lane] = {name: told[name][lane] for name in ("value", "status", "elements", "skeleton")}
+            infos[lane] = {name: told[name][lane] for name in ("status", "elements", "skeleton")}
+            infos[lane]["values"] = {name: value[lane] for name, value in told["values"].items()}
+            if "value" in told:
+                infos[lane]["value"] = told["value"][lane]
             infos[lane]["terminal_observation"] = _lane(told["final_obs"], lane)
             infos[lane]["TimeLimit.truncated"] = bool(truncated[lane] and not terminated[lane])
         # Copies: a learner adds to the rewards of what was cut off, and PyTorch wants arrays that can be written to.

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from crystaljax.properties import PROPERTIES
 
 if TYPE_CHECKING:
     from crystaljax.env import CrystalEnv, EnvParams
     from crystaljax.evaluators import Evaluator
+    from crystaljax.objectives import Objective, Term
     from crystaljax.structures import StructureLike
 
-PREFIXES = {"band_gap": "BandGap", "bulk_modulus": "BulkModulus", "density": "Density"}
-"""How the ids of a property's tasks begin."""
 MODES = ("site", "orbit", "substitution")
 """Modes of the environment, see :class:`crystaljax.env.CrystalEnv`."""
-OPTIONS = ("vocabulary", "mode", "observation", "in_phase", "skeletons")
+OPTIONS = ("vocabulary", "mode", "observation", "in_phase", "skeletons", "objective")
 """Options of :func:`make`, besides the target."""
 SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")
 ORBIT_CRYSTALS = ("PerovskiteABX3", "RocksaltAB")
@@ -49,7 +50,7 @@ class Task:
 
     Attributes:
         id: such as ``BandGap-C1-v0``.
-        property: key of :data:`crystaljax.rewards.OBJECTIVES`, which holds target and reward.
+        property: key of :data:`crystaljax.objectives.OBJECTIVES`, which holds target and reward.
         crystals: name of the skeletons, see :func:`crystaljax.library.crystals`.
         mode: default mode of the environment.
         evaluator: name of the default evaluator; ``None`` for the default DFT engine.
@@ -73,12 +74,12 @@ class Task:
 
 
 _TASKS = {
-    f"{prefix}-{crystals}-v0": Task(f"{prefix}-{crystals}-v0", property_name, crystals, mode)
-    for property_name, prefix in PREFIXES.items()
+    (task_id := f"{known.prefix}-{crystals}-v0"): Task(task_id, known.name, crystals, mode)
+    for known in PROPERTIES.values()
     for group, mode in ((SITE_CRYSTALS, "site"), (ORBIT_CRYSTALS, "orbit"))
     for crystals in group
 } | {
-    (task_id := f"{PREFIXES[property_name]}-{TABLE_NAMES[crystals]}-Table-v0"): Task(
+    (task_id := f"{PROPERTIES[property_name].prefix}-{TABLE_NAMES[crystals]}-Table-v0"): Task(
         task_id, property_name, crystals, "orbit", "table"
     )
     for property_name, prototypes in TABLES.items()
@@ -100,10 +101,14 @@ def task(task_id: str) -> Task:
 
 
 def make_env(
-    task_id: str, evaluator: str | Evaluator | None = None, *, target: float | None = None, **options: Any
+    task_id: str,
+    evaluator: str | Evaluator | None = None,
+    *,
+    target: float | Sequence[float] | None = None,
+    **options: Any,
 ) -> CrystalEnv:
     """The environment of a registered task; arguments as :func:`make`, but ``target`` is that of ``default_params``."""
-    from crystaljax import library
+    from crystaljax import library, objectives
     from crystaljax.env import CrystalEnv
 
     chosen = task(task_id)
@@ -111,14 +116,18 @@ def make_env(
     options.setdefault("mode", chosen.mode)
     options.setdefault("skeletons", library.crystals(chosen.crystals))
     evaluator = chosen.evaluator if evaluator is None else evaluator
-    return CrystalEnv(chosen.property, evaluator=evaluator, target=target, name=task_id, **options)
+    name = task_id
+    asked = objectives.objective(options.pop("objective", chosen.property))
+    if asked != objectives.OBJECTIVES[chosen.property]:
+        name = _name(asked, chosen.crystals)
+    return CrystalEnv(asked, evaluator=evaluator, target=target, name=name, **options)
 
 
 def make(
     task_id: str,
     evaluator: str | Evaluator | None = None,
     *,
-    target: float | None = None,
+    target: float | Sequence[float] | None = None,
     **options: Any,
 ) -> tuple[CrystalEnv, EnvParams]:
     """A registered task, ready to reset and step.
@@ -127,10 +136,10 @@ def make(
         task_id: one of :func:`registered_tasks`.
         evaluator: what computes the property: a name (:func:`crystaljax.evaluators.available`), an object with
             ``bind(problem)``, or ``None`` for the task's own: its table, or else the default DFT engine.
-        target: another target than the task's, in its unit.
+        target: another target than the task's, in its unit; all of them where there are several.
         options: ``vocabulary`` (``small``, ``medium``, ``large`` or a ``Vocabulary``), ``mode`` (``site``, ``orbit``,
-            ``substitution``), ``observation`` (``graph`` or ``flat``), ``in_phase``, and ``skeletons`` (structures of
-            your own in place of the task's).
+            ``substitution``), ``observation`` (``graph`` or ``flat``), ``in_phase``, ``skeletons`` (structures of
+            your own in place of the task's), and ``objective`` (another than the task's, as :func:`make_custom`).
 
     Returns:
         The environment and its default parameters, as ``gymnax.make``.
@@ -144,27 +153,34 @@ def make(
 
 
 def make_custom(
-    property_name: str,
+    objective: str | Objective | Term | Sequence[str | Term],
     structures: StructureLike | list[StructureLike],
     evaluator: str | Evaluator | None = None,
     *,
-    target: float | None = None,
+    target: float | Sequence[float] | None = None,
     **options: Any,
 ) -> tuple[CrystalEnv, EnvParams]:
     """A task on structures of your own: CIF files, pymatgen, ASE, AFLOW prototype names, MP-20 rows.
 
     Args:
-        property_name: ``band_gap``, ``bulk_modulus`` or ``density``.
+        objective: ``band_gap``, ``bulk_modulus`` or ``density``, for the objective of their tasks; or one of your own,
+            such as ``["band_gap=1.34+-0.2", "density<=5"]``, see :func:`crystaljax.objectives.parse`.
         structures: one or several; see :func:`crystaljax.structures.to_skeleton` and
             :func:`crystaljax.structures.read_mp20`.
         evaluator, target, options: as :func:`make`.
     """
+    from crystaljax import objectives
     from crystaljax.env import CrystalEnv
 
-    _refuse_unknown(options, without=("skeletons",))
-    name = f"{PREFIXES.get(property_name, property_name)}-Custom"
-    env = CrystalEnv(property_name, structures, evaluator, name=name, **options)
+    _refuse_unknown(options, without=("skeletons", "objective"))
+    asked = objectives.objective(objective)
+    env = CrystalEnv(asked, structures, evaluator, name=_name(asked, "Custom"), **options)
     return env, env.default_params if target is None else env.with_target(target)
+
+
+def _name(asked: Objective, crystals: str) -> str:
+    """Of an environment that is no registered task, such as ``BandGap-Density-Custom``."""
+    return "-".join([*(wanted.prefix for wanted in asked.properties), crystals])
 
 
 def _refuse_unknown(options: Mapping[str, Any], without: tuple[str, ...] = ()) -> None:

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from crystaljax.run_folder import RunFolderError, read_best
+from crystaljax.run_folder import RunFolderError, read_best, values_text
 
 TILT, TURN = 15.0, 25.0
 """Degrees: how far the crystal is tilted towards the viewer, and turned about the vertical."""
@@ -104,13 +104,12 @@ def draw_run(folder: str | os.PathLike[str]) -> Figure:
     ]
     if not crystals:
         raise ValueError(f"the run in {folder} has found no crystal with a value, so there is nothing to draw")
-    name, unit = plain(best["property"].replace("_", " ")), plain(best["unit"])
     titles = [
-        f"{_subscripts(c['formula'])}\n{name} {c['value']:.2f} {unit}, reward {c['reward']:.3f}"
+        f"{_subscripts(c['formula'])}\n{plain(values_text(best, c, 2))}, reward {c['reward']:.3f}"
         + "".join(f"\n{plain(str(code))}" for code in c.get("caveats") or ())
         for c in best["crystals"]
     ]
-    heading = f"{plain(best['task'])}, target {best['target']:g} {unit}"
+    heading = f"{plain(best['task'])}: {plain(best['objective'])}"
     return draw_sheet(crystals, titles, heading, f"Values: {plain(best['source'])}. Cells are drawn as given.")
 
 

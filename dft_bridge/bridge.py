@@ -25,7 +25,7 @@ from crystaljax.dft_bridge.accounting import Account, Budget, Stats
 from crystaljax.dft_bridge.answers import CANCELLED, Answers
 from crystaljax.dft_bridge.archive import Archive
 from crystaljax.dft_bridge.dispatch import Dispatcher
-from crystaljax.dft_bridge.engines.base import BatchEngine, Engine, Result
+from crystaljax.dft_bridge.engines.base import BatchEngine, Engine, Result, outcome_of
 from crystaljax.dft_bridge.gate import gate
 from crystaljax.dft_bridge.interrupts import InterruptWatch
 from crystaljax.dft_bridge.keys import Keys, Request
@@ -33,7 +33,7 @@ from crystaljax.dft_bridge.limits import ExecutorLost, Limits
 from crystaljax.dft_bridge.pool import WorkerPool
 from crystaljax.dft_bridge.store import Store, StoreError
 from crystaljax.dft_bridge.tickets import Answer, Tickets
-from crystaljax.evaluators import BoundEvaluator, Problem
+from crystaljax.evaluators import BoundEvaluator, Problem, joined
 from crystaljax.skeleton import stack
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical
@@ -137,12 +137,13 @@ class Bridge:
         Raises:
             EngineNotReady: the engine cannot run here; says what to install.
             StoreError: the store cannot be written.
-            ValueError: the engine does not compute the property.
+            ValueError: the engine does not compute a property.
         """
-        self._archive.open(problem.property)
+        for property_name in problem.properties:
+            self._archive.open(property_name)
         self._watch_interrupts()
         permutations = stack(problem.skeletons).permutations
-        keys = [self._archive.keys(skeleton, problem.property) for skeleton in problem.skeletons]
+        keys = [[self._archive.keys(skeleton, name) for name in problem.properties] for skeleton in problem.skeletons]
 
         def canonical_on_device(numbers: jax.Array, skeleton: jax.Array) -> jax.Array:
             return canonical(numbers, jnp.asarray(permutations)[0 if len(keys) == 1 else skeleton])
@@ -153,21 +154,28 @@ class Bridge:
                     return self._answer(problem, keys, numbers, skeletons, pending)
             except (Exception, KeyboardInterrupt) as error:  # raising here is undefined behaviour; see check()
                 self._keep(error)
-                return np.zeros(len(pending), np.float32), np.full(len(pending), Status.CANCELLED, np.int32)
+                values = np.zeros((len(pending), len(problem.properties)), np.float32)
+                return values, np.full(len(pending), Status.CANCELLED, np.int32)
 
         def check() -> None:  # not the bound method: a deep copy of the environment would copy the bridge with it
             self.check()
 
         def caveats(crystals: Sequence[tuple[np.ndarray, int]]) -> list[tuple[Caveat, ...] | None]:
-            asked = [Request.of(problem.skeletons[index], numbers, problem.property) for numbers, index in crystals]
+            asked = [
+                Request.of(problem.skeletons[index], numbers, name)
+                for numbers, index in crystals
+                for name in problem.properties
+            ]
             try:
-                found = self.known(asked)
+                found = [None if result is None else result.caveats for result in self.known(asked)]
             except StoreError as error:  # of a report that can do without
                 logger.warning("caveats of values are not known: %s", error)
                 found = [None] * len(asked)
-            return [None if result is None else result.caveats for result in found]
+            several = len(problem.properties)
+            return [joined(found[start : start + several]) for start in range(0, len(found), several)]
 
-        query, label = gate(host, canonical_on_device), self._archive.label(problem.property)
+        query = gate(host, canonical_on_device, len(problem.properties))
+        label = "; ".join(dict.fromkeys(self._archive.label(name) for name in problem.properties))
         return BoundEvaluator(query, check, label, caveats=caveats)
 
     def check(self) -> None:
@@ -345,7 +353,7 @@ class Bridge:
         return {**asked, **{key: promise.result() for key, promise in promises.items()}}
 
     def _answer(
-        self, problem: Problem, keys: list[Keys], numbers: np.ndarray, skeletons: np.ndarray, pending: np.ndarray
+        self, problem: Problem, keys: list[list[Keys]], numbers: np.ndarray, skeletons: np.ndarray, pending: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """The host side of a query: rows are canonical already; see :data:`crystaljax.dft_bridge.gate.Host`."""
         with self._account.timed("duplicates"):
@@ -357,17 +365,19 @@ class Bridge:
             for index, *labels in rows.tolist():
                 skeleton = problem.skeletons[index]
                 labels = labels[: skeleton.n_sites]
-                row_keys.append(keys[index].key(labels))
-                requests[row_keys[-1]] = Request(skeleton, tuple(labels), problem.property)
-        self._account.count(host_calls=1, requests=len(lanes), distinct=len(requests))
+                row_keys.append([of_property.key(labels) for of_property in keys[index]])
+                for key, property_name in zip(row_keys[-1], problem.properties, strict=True):
+                    requests[key] = Request(skeleton, tuple(labels), property_name)
+        self._account.count(host_calls=1, requests=len(lanes) * len(problem.properties), distinct=len(requests))
         results = self._wait(self._ask(requests))
         with self._account.timed("duplicates"):
-            found = [results[key] for key in row_keys]
-            values, statuses = np.zeros(len(pending), np.float32), np.zeros(len(pending), np.int32)
-            # Zero, not NaN, where there is no value: NaN would trip jax_debug_nans.
-            of_row = np.array([r.value if r.status == Status.OK else 0.0 for r in found], np.float32)
-            values[lanes] = of_row[row_of_lane.reshape(-1)]
-            statuses[lanes] = np.array([r.status for r in found], np.int32)[row_of_lane.reshape(-1)]
+            found = [outcome_of([results[key] for key in of_crystal]) for of_crystal in row_keys]
+            values = np.zeros((len(pending), len(problem.properties)), np.float32)
+            statuses = np.zeros(len(pending), np.int32)
+            if found:
+                row_of_lane = row_of_lane.reshape(-1)
+                values[lanes] = np.array([outcome.values for outcome in found], np.float32)[row_of_lane]
+                statuses[lanes] = np.array([outcome.status for outcome in found], np.int32)[row_of_lane]
         return values, statuses
 
     def _watch_interrupts(self) -> None:

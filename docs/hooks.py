@@ -24,7 +24,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from crystaljax.elements import Vocabulary
-    from crystaljax.rewards import Objective
+    from crystaljax.objectives import Objective
     from crystaljax.skeleton import Skeleton
     from crystaljax.tasks import Task
 
@@ -157,7 +157,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def task_cards() -> str:
     """Every registered task, property by property."""
     from crystaljax import tasks
-    from crystaljax.rewards import OBJECTIVES
+    from crystaljax.objectives import OBJECTIVES
 
     registered = [tasks.task(task_id) for task_id in tasks.registered_tasks()]
     cards = []
@@ -171,10 +171,14 @@ def task_cards() -> str:
 
 def _objective_card(objective: Objective) -> str:
     """Target and reward of a property, from the code that computes them."""
-    summary = inspect.getdoc(objective.formula).split("\n\n")[0].replace("``", "`")
+    term = objective.terms[0]
+    unit = term.property.unit
+    summary = inspect.getdoc(term.score).split("\n\n")[0].replace("``", "`")
+    if hasattr(term.score, "width"):
+        summary = summary.replace("/ width)", f"/ {term.score.width:.4g})")
     rows = [
-        ("target", f"{objective.target:g} {objective.unit}"),
-        ("target out of distribution", f"{objective.far_target:g} {objective.unit}"),
+        ("target", f"{objective.target:g} {unit}"),
+        ("target out of distribution", f"{objective.far_targets[0]:g} {unit}"),
         ("reward", summary.rstrip(".")),
         ("reward of a failed calculation", f"{objective.failure_reward:g}"),
         ("no reward exceeds", f"{objective.best_reward:g}"),
@@ -197,12 +201,12 @@ def _task_row(task: Task) -> tuple[str, ...]:
 def optimum(task: Task) -> tuple[str, str]:
     """Where the values of a task with a table come from, and its best crystals: formula, value, reward."""
     from crystaljax import tables
-    from crystaljax.rewards import OBJECTIVES
+    from crystaljax.objectives import OBJECTIVES
 
     objective, known = OBJECTIVES[task.property], tables.load(f"{task.property}-{task.crystals}")
     rewards = np.asarray(objective.reward(known.values, known.statuses, objective.target))
     best = [known.entries[index] for index in np.flatnonzero(rewards == rewards.max())]
-    shown = ", ".join(f"{''.join(entry.elements)} {entry.value:.3f} {objective.unit}" for entry in best)
+    shown = ", ".join(f"{''.join(entry.elements)} {entry.value:.3f} {objective.properties[0].unit}" for entry in best)
     return known.label, f"{shown} (reward {rewards.max():.4f})"
 
 

@@ -368,15 +368,21 @@ def run_files() -> dict[str, str]:
         run.mkdir()
         env = make(RUN.task, RUN.engine)[0]
         RUN.save(run, [skeleton.digest for skeleton in env.skeletons])
-        ledger, journal = Ledger(env.skeletons, env.vocabulary), Journal(run, History([], []))
+        ledger, journal = Ledger(env.skeletons, env.vocabulary, env.objective.names), Journal(run, History([], []))
         for update, pairs in enumerate((["NaCl", "KCl"], ["NaCl", "LiF"]), start=1):
-            line = {"update": update, "skeleton": 0, "value": 2.5, "status": "OK", "reward": 0.5}
+            line = {
+                "update": update,
+                "skeleton": 0,
+                "values": {env.objective.names[0]: 2.5},
+                "status": "OK",
+                "reward": 0.5,
+            }
             symbols = [list(Formula(pair).count()) for pair in pairs]
             episodes = [ledger.add_line(line | {"elements": elements}) for elements in symbols]
             metrics = {"update": update, "episodes": ledger.episodes, "mean_reward": 0.5, "best_reward": 0.5}
             journal.write(metrics | {"distinct": len(ledger.crystals), "refused": 0, "seconds": 1.0}, episodes)
         journal.close()
-        write_best(run, env, ledger, Origin("on-device: made up", {"scale": 1.0}, 2.5), updates=2)
+        write_best(run, env, ledger, Origin("on-device: made up", {"scale": 1.0}, env.objective), updates=2)
         (root / SWEEP).write_text('{"seeds": [10]}\n')
         (root / ACCOUNTING).write_text(json.dumps(Stats(requests=4, distinct=3, calls=3).summary()))
         paths = [path for path in root.rglob("*") if path.suffix in (".json", ".jsonl", ".cif")]
@@ -438,7 +444,7 @@ def _use_run_folder(root: Path, page: Path) -> None:
     write_report([run], page)
     env = make(RUN.task, RUN.engine)[0]
     history = history_at(run.folder, run.best.get("updates", 0))
-    ledger = Ledger(env.skeletons, env.vocabulary)
+    ledger = Ledger(env.skeletons, env.vocabulary, env.objective.names)
     for episode in history.episodes:
         ledger.add_line(dataclasses.asdict(episode))
     assert ledger.episodes == (history.metrics[-1]["episodes"] if history.metrics else 0)

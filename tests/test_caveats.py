@@ -382,11 +382,12 @@ def test_reports_of_a_run_show_them(tmp_path):
     far = next(e for e in table.entries if e.value is not None and not 0.98 <= e.details["v0_over_v"] <= 1.02)
     near = next(e for e in table.entries if e.value is not None and 0.98 <= e.details["v0_over_v"] <= 1.02)
     assert table.caveats(far) == (Caveat.EXTRAPOLATED,) and table.caveats(near) == ()
-    ledger = Ledger(env.skeletons, env.vocabulary)
+    ledger = Ledger(env.skeletons, env.vocabulary, env.objective.names)
     for entry in (far, near):
-        line = {"update": 1, "elements": entry.elements, "skeleton": 0, "value": entry.value, "status": "OK"}
+        line = {"update": 1, "elements": entry.elements, "skeleton": 0, "status": "OK"}
+        line["values"] = {"bulk_modulus": entry.value}
         ledger.add_line(line | {"reward": -0.1})
-    origin = report.Origin(env.evaluator.label, {}, float(params.target))
+    origin = report.Origin.of(env, params)
     paths = report.write_best(tmp_path, env, ledger, origin, updates=1)
     entries = json.loads((tmp_path / "best.json").read_text())["crystals"]
     assert [entry["caveats"] for entry in entries] == [["EXTRAPOLATED"], []]

@@ -22,7 +22,8 @@ import crystaljax
 from crystaljax import FunctionEvaluator, Status, library, tasks
 from crystaljax.adapters import FiveTupleEnv, GymnasiumEnv, GymnasiumVectorEnv
 from crystaljax.dft_bridge import Bridge
-from crystaljax.rewards import OBJECTIVES, Objective
+from crystaljax.objectives import OBJECTIVES, Term
+from crystaljax.properties import Property
 
 DENSITY = "unrelaxed-density"
 TASK = "Density-RocksaltAB-v0"
@@ -48,14 +49,12 @@ def bridge(tmp_path):
 
 
 def test_specs_say_how_long_an_episode_is_and_what_counts_as_solved() -> None:
-    from crystaljax.agents.metrics import TOLERANCES
-
     for task_id in crystaljax.registered_tasks():
         task, spec = tasks.task(task_id), gymnasium.spec(task_id)
         sites = max(skeleton.n_sites for skeleton in library.crystals(task.crystals))
         assert (spec.max_episode_steps, spec.reward_threshold) == (sites + 1, task.reward_threshold)
         objective = OBJECTIVES[task.property]
-        near = jnp.float32(objective.target - TOLERANCES[task.property])
+        near = jnp.float32(objective.target - objective.properties[0].tolerance)
         reward = float(objective.reward(near, jnp.int32(Status.OK), jnp.float32(objective.target)))
         assert reward - 2e-4 < spec.reward_threshold <= reward
 
@@ -264,7 +263,7 @@ def test_environments_that_differ_are_not_equal(bridge) -> None:
     ]
     changed = copy.deepcopy(env)
     assert changed == env
-    changed.objective = crystaljax.rewards.DENSITY
+    changed.objective = OBJECTIVES["band_gap"]
     mutable = type("Mutable", (), {"__eq__": lambda self, other: True, "bind": lambda self, p: FAILING.bind(p)})
     others += [changed, *(crystaljax.make(TASK, mutable())[0] for _ in range(2))]  # equal, but without a hash
 
@@ -352,7 +351,7 @@ def closeness(value, target):
     ],
 )
 def test_targets_may_be_negative_or_zero(target, inside, outside, bounds, observation) -> None:
-    objective = Objective("energy", "eV", target, 2 * target, closeness, -1.0, 1.0)
+    objective = Term(Property("energy", "eV"), closeness, (target,))
     energy = FunctionEvaluator(lambda numbers, skeleton: -numbers.sum() / 20.0, "surrogate: energy")
     env = crystaljax.CrystalEnv(objective, library.rocksalt(), energy, observation=observation)
     space = GymnasiumEnv(env).observation_space
@@ -364,12 +363,12 @@ def test_targets_may_be_negative_or_zero(target, inside, outside, bounds, observ
         assert shown == pytest.approx(one / scale), "a target keeps its sign"
         assert np.isfinite([single.step(1)[1], single.step(2)[1]]).all()
     for one in outside:
-        with pytest.raises(ValueError, match=f"outside {bounds}.*targets="):
+        with pytest.raises(ValueError, match=f"outside {bounds}.*reach="):
             env.with_target(one)
 
 
 def test_an_objective_can_say_which_targets_make_sense() -> None:
-    objective = Objective("energy", "eV", 0.5, 1.0, closeness, -1.0, 1.0, targets=(-2.0, 1.0))
+    objective = Term(Property("energy", "eV"), closeness, (0.5,), reach=(-2.0, 1.0))
     energy = FunctionEvaluator(lambda numbers, skeleton: -numbers.sum() / 20.0, "surrogate: energy")
     env = crystaljax.CrystalEnv(objective, library.rocksalt(), energy, observation="flat")
     for one in (-2.0, 0.0, 1.0):

@@ -40,7 +40,7 @@ def run(env, params, config, key=0):
     counts = np.asarray(records.finished).ravel()
     name = np.asarray(jax.vmap(partial(designs.identity, env))(state.designs))
     numbers = env.vocabulary.numbers[np.asarray(records.elements).reshape(-1, env.max_sites)]
-    value = np.where(np.asarray(records.status) == Status.OK, np.asarray(records.value), np.nan)
+    value = np.where(np.asarray(records.status) == Status.OK, np.asarray(records.values)[..., 0], np.nan)
     reward, value = (np.asarray(leaf).ravel()[counts] for leaf in (records.reward, value))
     return state, name[counts], reward, value, numbers[counts]
 
@@ -327,14 +327,14 @@ def test_outstanding_crystals_are_not_proposed_again_and_their_values_are_entere
         if turn > 1:  # two batches are always outstanding
             tickets, known = sent[turn - 2]
             tickets = np.where(np.arange(4) == 3, NO_TICKET, tickets)  # and one crystal never comes back
-            state = agent.deliver(state, tickets, known.reward[0], known.value[0], known.status[0])
+            state = agent.deliver(state, tickets, known.reward[0], known.values[0], known.status[0])
     name = np.asarray(jax.vmap(partial(designs.identity, table_env))(state.designs))
     assert len(np.unique(name, axis=0)) == 24
     came = np.arange(24) % 4 != 3
     came[16:] = False
     np.testing.assert_array_equal(np.asarray(state.status) != Status.PENDING, came)
     _, known = designs.evaluate(table_env, params, state.designs)
-    np.testing.assert_array_equal(np.asarray(state.value)[came], np.asarray(known.value[0])[came])
+    np.testing.assert_array_equal(np.asarray(state.values)[came], np.asarray(known.values[0])[came])
 
 
 def test_other_structures_teach_beforehand(rocksalt):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -18,7 +19,9 @@ def episode(crystal, reward, value=None, elements="Na Cl", status=None):
     """An episode; without a value the calculation failed, with the status REFUSED there was none."""
     status = {"REFUSED": "ODD_ELECTRONS", None: "NOT_CONVERGED" if value is None else "OK"}.get(status, status)
     symbols = tuple(elements.split())
-    return Episode(0, 1, crystal, formula(symbols), symbols, 0, value, status, reward)
+    return Episode(
+        0, 1, crystal, formula(symbols), symbols, 0, None if value is None else {"band_gap": value}, status, reward
+    )
 
 
 # Refused; calculated (1); again; failed (2), costs a calculation; calculated (3); refused again; calculated (4).
@@ -69,10 +72,25 @@ def test_curves_agree_with_their_definitions(pairs, window):
 def test_successes_are_within_tolerance_and_distinct_ones_are_counted_once():
     assert [e.crystal for e in metrics.distinct(RUN)] == [0, 1, 2, 3, 4]
     assert metrics.distinct(RUN)[1] is RUN[1], "the first of its crystal"
-    assert [e.crystal for e in metrics.succeeded(RUN, 1.1, 0.11)] == [3, 4]
-    assert metrics.first_success(RUN, 1.1, 0.11) == 3 and metrics.first_success(RUN, 1.2, 0.05) == 4
-    assert metrics.first_success(RUN, 5.0, 0.1) is None, "a failure has no value"
-    assert metrics.succeeded([episode(0, 0.5, 2.0)], 1.75, 0.25), "the bound is inside"
+
+    def near(target, tolerance):
+        return {"band_gap": metrics.Goal(target, target, tolerance)}
+
+    assert [e.crystal for e in metrics.succeeded(RUN, near(1.1, 0.11))] == [3, 4]
+    assert metrics.first_success(RUN, near(1.1, 0.11)) == 3 and metrics.first_success(RUN, near(1.2, 0.05)) == 4
+    assert metrics.first_success(RUN, near(5.0, 0.1)) is None, "a failure has no value"
+    assert metrics.succeeded([episode(0, 0.5, 2.0)], near(1.75, 0.25)), "the bound is inside"
+
+
+def test_a_success_meets_every_goal():
+    goals = {"band_gap": metrics.Goal(1.0, 1.5, 0.25), "density": metrics.Goal(-np.inf, 5.0, 0.1)}
+    values = [(1.25, 3.0), (0.75, 5.1), (0.5, 3.0), (1.25, 5.2), (1.75, -4.0), (2.0, 4.0)]
+    run = [
+        dataclasses.replace(episode(i, 0.5, 1.0), values={"density": density, "band_gap": gap})
+        for i, (gap, density) in enumerate(values)
+    ]
+    assert [e.crystal for e in metrics.succeeded(run, goals)] == [0, 1, 4]
+    assert goals["density"].text("g/cm3") == "at most 5 g/cm3, or within 0.1 of that"
 
 
 def test_uniqueness():

@@ -147,7 +147,7 @@ def test_records_are_the_episodes_that_were_played(problem, trained):
     _, (_, _, records) = trained
     finished = np.asarray(records.finished)
     assert finished.sum() == 3 * QUICK.updates * QUICK.lanes * QUICK.steps // env.horizon
-    elements, value = np.asarray(records.elements)[finished], np.asarray(records.value)[finished]
+    elements, value = np.asarray(records.elements)[finished], np.asarray(records.values)[finished, 0]
     assert (elements < env.num_actions).all()
     np.testing.assert_allclose(
         np.asarray(records.reward)[finished], np.exp(-((3.0 - value) ** 2) / 3.0), rtol=1e-4, atol=1e-6

@@ -107,7 +107,7 @@ def test_numbers_of_the_report_are_those_of_the_runs(capsys, folder, tmp_path):
     assert cells(page, "best reward")[0] == f"{max(e.reward for e in alone):.3f}", "one seed has no interval"
     novelty = metrics.novelty(metrics.distinct(alone), {"NaCl", "KCl", "KNa"})
     assert cells(page, "novelty")[0] == f"{novelty:.3f}"
-    found = metrics.distinct(metrics.succeeded(alone, 1.12, 0.5))
+    found = metrics.distinct(metrics.succeeded(alone, {"band_gap": metrics.Goal(1.12, 1.12, 0.5)}))
     assert cells(page, "successes (distinct crystals)")[0] == f"{len(found):.1f}"
     idle = metrics.idle_share(short[0].updates)
     assert 0.0 < idle < 1.0 and cells(page, "share of it waiting for DFT")[0] == f"{idle:.3f}"

@@ -172,7 +172,8 @@ def test_folder_holds_everything(straight):
 
 def test_best_crystals_are_distinct_and_say_where_they_come_from(straight):
     best = json.loads((straight.folder / "best.json").read_text())
-    assert best["source"].startswith("on-device") and best["unit"] == "g/cm3" and best["target"] == 3.0
+    assert best["source"].startswith("on-device") and best["objective"] == "density=3"
+    assert best["properties"] == {"density": {"unit": "g/cm3", "low": 3.0, "high": 3.0, "tolerance": 0.25}}
     rewards = [crystal["reward"] for crystal in best["crystals"]]
     assert len(rewards) == 10 and rewards == sorted(rewards, reverse=True)
     pairs = {frozenset(crystal["elements"]) for crystal in best["crystals"]}
@@ -181,9 +182,14 @@ def test_best_crystals_are_distinct_and_say_where_they_come_from(straight):
         path = straight.folder / crystal["file"]
         atoms = read_atoms(path)
         density = atoms.get_masses().sum() / atoms.get_volume() / 0.602214076
-        np.testing.assert_allclose(density, crystal["value"], rtol=1e-3)
+        np.testing.assert_allclose(density, crystal["values"]["density"], rtol=1e-3)
         head = path.read_text().split("data_")[0]
-        for fact in (f"density: {crystal['value']:.6g} g/cm3", "status: OK", "target: 3 g/cm3", best["source"]):
+        for fact in (
+            f"density: {crystal['values']['density']:.6g} g/cm3",
+            "status: OK",
+            "objective: density=3",
+            best["source"],
+        ):
             assert f"# {fact}" in head or fact in head
 
 
@@ -258,11 +264,13 @@ def test_random_search_runs_on_mixed_crystals(tmp_path):
 
 def test_ledger_counts_equivalent_crystals_once():
     vocabulary = crystaljax.elements.get_vocabulary("small")
-    ledger = Ledger((perovskite(),), vocabulary)
-    common = {"update": 1, "skeleton": 0, "value": None, "reward": -1.0}
+    ledger = Ledger((perovskite(),), vocabulary, ("band_gap",))
+    common = {"update": 1, "skeleton": 0, "values": None, "reward": -1.0}
     ledger.add_line({**common, "elements": ["K", "Mg", "F", "O", "O"], "status": "ODD_ELECTRONS"})
     ledger.add_line({**common, "elements": ["K", "Mg", "O", "O", "F"], "status": "ODD_ELECTRONS"})
-    ledger.add_line({**common, "elements": ["K", "Mg", "F", "F", "F"], "status": "OK", "value": 5.0, "reward": 0.5})
+    ledger.add_line(
+        {**common, "elements": ["K", "Mg", "F", "F", "F"], "status": "OK", "values": {"band_gap": 5.0}, "reward": 0.5}
+    )
     assert (ledger.episodes, len(ledger.crystals), ledger.refused) == (3, 2, 1)
     assert [crystal.formula for crystal in ledger.best(10)] == ["KMgF3"]
     assert ledger.best_reward == 0.5 and ledger.mean_reward == pytest.approx(-0.5)

@@ -17,7 +17,7 @@ from crystaljax import Status, TableEvaluator, library, tables
 from crystaljax.dft_bridge import Request
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 from crystaljax.elements import SMALL
-from crystaljax.rewards import BAND_GAP
+from crystaljax.objectives import OBJECTIVES
 from crystaljax.tables import Entry, Table, TableError
 from crystaljax.tasks import TABLES
 
@@ -74,7 +74,9 @@ def test_every_labeling_gets_its_entry_under_jit_and_vmap(crystals: str) -> None
     )
     labels = np.array(list(itertools.product(range(18), repeat=2)))
     rewards, info = final_steps(env, params, labels)
-    best = max(float(BAND_GAP.reward(v, s, 1.12)) for v, s in zip(table.values, table.statuses, strict=True))
+    best = max(
+        float(OBJECTIVES["band_gap"].reward(v, s, 1.12)) for v, s in zip(table.values, table.statuses, strict=True)
+    )
     for i, (a, x) in enumerate(labels):
         symbols = [SMALL.symbols[a], *[SMALL.symbols[x]] * (env.max_sites - 1)]
         entry = table.entry(symbols)

@@ -16,7 +16,8 @@ from gymnasium.utils.env_checker import check_env
 import crystaljax
 from crystaljax import FunctionEvaluator, registered_tasks
 from crystaljax.adapters import FiveTupleEnv
-from crystaljax.tasks import PREFIXES, TABLE_NAMES, TABLES
+from crystaljax.properties import PROPERTIES
+from crystaljax.tasks import TABLE_NAMES, TABLES
 
 SAMPLE = ("BandGap-C1-v0", "Density-Mixed-v0", "BulkModulus-PerovskiteABX3-v0")
 
@@ -25,7 +26,7 @@ def test_the_ids() -> None:
     ids = registered_tasks()
     crystals = [*(f"C{i}" for i in range(1, 8)), "Mixed", "Five", "PerovskiteABX3", "RocksaltAB"]
     with_engine = [f"{p}-{c}-v0" for p in ("BandGap", "BulkModulus", "Density") for c in crystals]
-    with_table = [f"{PREFIXES[p]}-{TABLE_NAMES[c]}-Table-v0" for p in TABLES for c in TABLES[p]]
+    with_table = [f"{PROPERTIES[p].prefix}-{TABLE_NAMES[c]}-Table-v0" for p in TABLES for c in TABLES[p]]
     assert sorted(ids) == sorted(with_engine + with_table)
 
 

@@ -30,7 +30,7 @@ def test_every_episode_has_a_target_that_it_sees_and_is_paid_for(transfer):
     for key in jax.random.split(jax.random.key(1), 2 * env.horizon):
         targets.append(np.asarray(observation.target))
         observation, state, reward, finished, _, info = step(jax.random.split(key, lanes), state, action, params)
-        paid = np.where(finished, env.objective.formula(info["value"], targets[-1]), 0.0)
+        paid = np.where(finished, env.objective.terms[0].score(info["value"], targets[-1]), 0.0)
         np.testing.assert_allclose(reward, paid, rtol=1e-5)
     targets = np.array(targets)
     first, second = targets[: env.horizon], targets[env.horizon :]

@@ -20,7 +20,7 @@ from crystaljax.agents.chgnet.geometry import Neighbours, at_scale, cells_of
 from crystaljax.agents.chgnet.model import ELEMENTS, CHGNet
 from crystaljax.agents.chgnet.weights import pretrained
 from crystaljax.elements import masses
-from crystaljax.evaluators import AVOGADRO, BoundEvaluator, Problem
+from crystaljax.evaluators import AVOGADRO, BoundEvaluator, Outcome, Problem
 from crystaljax.status import Status
 
 LABEL = "surrogate: CHGNet 0.3.0"
@@ -86,22 +86,20 @@ class CHGNetEvaluator:
     """
 
     def bind(self, problem: Problem) -> BoundEvaluator:
-        if problem.property not in PROPERTIES:
-            raise ValueError(
-                f"evaluator '{LABEL}' computes {', '.join(PROPERTIES)}, not {problem.property}; choose another "
-                "evaluator or task"
-            )
+        problem.refuse_others(PROPERTIES, LABEL)
         cells = cells_of(problem.skeletons, float(np.cbrt(SEARCHED[0])))
 
         @sequential_vmap
-        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> tuple[jax.Array, jax.Array]:
-            def evaluate() -> tuple[jax.Array, jax.Array]:
+        def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> Outcome:
+            def evaluate() -> Outcome:
                 density, modulus = solve(numbers, cells.row(skeleton))
-                value = density if problem.property == "density" else modulus
-                status = jnp.where(jnp.isfinite(value), Status.OK, Status.FIT_MEANINGLESS)
+                known = {"density": density, "bulk_modulus": modulus}
+                values = jnp.stack([known[name] for name in problem.properties])
+                status = jnp.where(jnp.isfinite(values).all(), Status.OK, Status.FIT_MEANINGLESS)
                 status = jnp.where((numbers > ELEMENTS).any(), Status.UNSUPPORTED_ELEMENT, status)
-                return value, status.astype(jnp.int32)
+                return Outcome(values, status.astype(jnp.int32))
 
-            return jax.lax.cond(pending, evaluate, lambda: (jnp.float32(0.0), jnp.int32(Status.OK)))
+            nothing = Outcome(jnp.zeros(len(problem.properties), jnp.float32), jnp.int32(Status.OK))
+            return jax.lax.cond(pending, evaluate, lambda: nothing)
 
         return BoundEvaluator(query, lambda: None, LABEL)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from crystaljax.agents.networks.noisy import NoisyDense
-from crystaljax.observation import ANGLE_SCALE, LENGTH_SCALE, GraphObservation
+from crystaljax.observation import ANGLE_SCALE, LENGTH_SCALE, GraphObservation, scaled
 
 LARGE_NEGATIVE = -1e9
 """Attention bias of padding: its weight underflows to exactly 0."""
@@ -144,10 +144,10 @@ def masked_mean(rows: jax.Array, mask: jax.Array) -> jax.Array:
     return (rows * mask[:, None]).sum(axis=0) / jnp.maximum(mask.sum(), 1)
 
 
-def global_features(observation: GraphObservation, target_scale: float) -> jax.Array:
-    """Cell lengths over 10 Å, angles over 180 degrees, target over ``target_scale``: float32 [7]."""
+def global_features(observation: GraphObservation, target_scale: float | tuple[float, ...]) -> jax.Array:
+    """Cell lengths over 10 Å, angles over 180 degrees, targets over ``target_scale``: float32 [6 + T]."""
     scale = jnp.array([LENGTH_SCALE] * 3 + [ANGLE_SCALE] * 3)
-    return jnp.concatenate([observation.lattice / scale, observation.target[None] / target_scale])
+    return jnp.concatenate([observation.lattice / scale, scaled(observation.target, target_scale)])
 
 
 def focus_of(observation: GraphObservation) -> jax.Array:

@@ -14,7 +14,7 @@ from crystaljax.agents.chgnet.geometry import Neighbours, at_scale, cells_of
 from crystaljax.agents.chgnet.model import FEATURES, Trunk
 from crystaljax.agents.chgnet.weights import pretrained
 from crystaljax.agents.networks.base import Features, focus_of, masked_mean
-from crystaljax.observation import GraphObservation
+from crystaljax.observation import GraphObservation, scaled
 from crystaljax.skeleton import Skeleton
 
 
@@ -66,7 +66,7 @@ class CHGNetTrunk(nn.Module):
 
     skeletons: tuple[Skeleton, ...]
     numbers: tuple[int, ...]
-    target_scale: float = 1.0
+    target_scale: float | tuple[float, ...] = 1.0
     pretrained: bool = False
     chunk: int = 16
     head_layers: tuple[int, ...] = (64,)
@@ -82,7 +82,7 @@ class CHGNetTrunk(nn.Module):
         rounds = in_chunks(_rounds, self.chunk) if self.chunk else _rounds
         sites = rounds(weights, atoms, cell)
         means = [masked_mean(sites, mask) for mask in (focus, observation.site_mask)]
-        return Features(sites, jnp.concatenate([*means, observation.target[None] / self.target_scale]))
+        return Features(sites, jnp.concatenate([*means, scaled(observation.target, self.target_scale)]))
 
     def _first_elements(self, key: jax.Array) -> jax.Array:
         """float32 [V + 1, 64]."""

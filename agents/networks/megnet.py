@@ -108,7 +108,7 @@ class MEGNet(nn.Module):
     """
 
     num_actions: int
-    target_scale: float = 1.0
+    target_scale: float | tuple[float, ...] = 1.0
     radial: int = 16
     longest: float = 6.0
     embedding: int = 16

@@ -78,7 +78,7 @@ class GraphTransformer(nn.Module):
     """
 
     num_actions: int
-    target_scale: float = 1.0
+    target_scale: float | tuple[float, ...] = 1.0
     features: int = 64
     blocks: int = 3
     heads: int = 4

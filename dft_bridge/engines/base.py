@@ -11,17 +11,13 @@ import re
 import signal
 from collections.abc import Sequence
 from subprocess import CalledProcessError
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from crystaljax.caveats import Caveat
 from crystaljax.errors import CrystalJAXError
 from crystaljax.status import Status
-
-PROPERTIES = ("band_gap", "bulk_modulus", "density")
-"""Names of the properties an engine may be asked for; units eV, GPa, g/cm3."""
-
 
 DEEPEST = 30
 """Tables and lists within each other, in the details of a result and in a fingerprint."""
@@ -115,6 +111,19 @@ class Result:
     def failure(status: Status, message: str, seconds: float = 0.0, log: str = "", **details: Any) -> Result:
         """A result without a value."""
         return Result(float("nan"), status, seconds, message, details, log)
+
+
+class Values(NamedTuple):
+    """What became of the calculations of one crystal: float [P], 0 where there is none, and the first failure."""
+
+    values: list[float]
+    status: Status
+
+
+def outcome_of(results: Sequence[Result]) -> Values:
+    """The results of the properties of one crystal as one; zero, not NaN, which would trip ``jax_debug_nans``."""
+    status = next((result.status for result in results if result.status != Status.OK), Status.OK)
+    return Values([result.value if status == Status.OK else 0.0 for result in results], status)
 
 
 @runtime_checkable

@@ -12,12 +12,10 @@ from ase.data import chemical_symbols, covalent_radii
 from ase.neighborlist import neighbor_list
 from ase.units import GPa
 
-from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Result
+from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.equation_of_state import fit_nearest
+from crystaljax.properties import PROPERTIES
 from crystaljax.status import Status
-
-BOUNDS = {"band_gap": 30.0, "bulk_modulus": 1000.0, "density": 60.0}
-"""Largest believable value per property (eV, GPa, g/cm3): above it a number is a failed calculation, not physics."""
 
 AMU_PER_A3 = 1.66053906660
 """g/cm3 per atomic mass unit in a cubic Å."""
@@ -151,7 +149,8 @@ def check_property(property_name: str) -> None:
 
 def checked(result: Result, property_name: str) -> Result:
     """The result, or ``INVALID_RESULT`` if its number is not one a crystal can have."""
-    if result.status != Status.OK or 0.0 <= result.value <= BOUNDS[property_name]:
+    lowest, highest = PROPERTIES[property_name].bounds
+    if result.status != Status.OK or lowest <= result.value <= highest:
         return result
-    message = f"{property_name} of {result.value} is outside 0-{BOUNDS[property_name]}"
+    message = f"{property_name} of {result.value} is outside {lowest:g}-{highest:g}"
     return Result.failure(Status.INVALID_RESULT, message, **result.details)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from ase.data import atomic_numbers
 from ase.formula import Formula
 
-from crystaljax.dft_bridge.engines.base import PROPERTIES
 from crystaljax.dft_bridge.store.records import Row
+from crystaljax.properties import known_properties
 from crystaljax.status import Status
 
 
@@ -38,8 +38,8 @@ class Query:
     maximum: float | None = None
 
     def __post_init__(self) -> None:
-        if self.property_name is not None and self.property_name not in PROPERTIES:
-            raise ValueError(f"no property {self.property_name!r}; choose one of {', '.join(PROPERTIES)}")
+        if self.property_name is not None and self.property_name not in known_properties():
+            raise ValueError(f"no property {self.property_name!r}; choose one of {', '.join(known_properties())}")
         if self.status is not None and self.status not in Status.__members__:
             raise ValueError(f"no status {self.status!r}; choose one of {', '.join(Status.__members__)}")
         unknown = [symbol for symbol in self.elements if not atomic_numbers.get(symbol)]
