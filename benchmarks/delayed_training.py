@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 import zlib
@@ -34,10 +33,8 @@ from crystaljax.agents.runner import train
 from crystaljax.dft_bridge import Bridge
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.checks import density_of, to_atoms
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.status import Status
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from fake_engines import FakeEngine  # noqa: E402
 
 TASK, TARGET, LANES, DECISIONS = "Density-C1-v0", 9.0, 16, 5
 SPREAD = 0.7

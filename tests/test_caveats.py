@@ -15,7 +15,6 @@ from ase.build import bulk
 from ase.lattice import BCC, BCT, CUB, FCC, HEX, ORC, RHL
 from ase.spacegroup import crystal as of_group
 from ase.units import GPa
-from fake_engines import FakeEngine
 
 import crystaljax
 from crystaljax import caveats, cli, library, tables
@@ -31,6 +30,7 @@ from crystaljax.dft_bridge.keys import Keys
 from crystaljax.dft_bridge.store import Record, Store
 from crystaljax.dft_bridge.store.export import read_file, write_lines
 from crystaljax.dft_bridge.store.verify import verify
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.status import Status
 
 WITHOUT_SPIN = {"spin": False}

@@ -20,11 +20,11 @@ from pathlib import Path
 
 import pytest
 from ase.build import bulk
-from fake_engines import FakeEngine
 
 from benchmarks import main_job as main_job_benchmark
 from crystaljax import cli, library, symmetry, tasks
 from crystaljax.dft_bridge.engines import registry
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.elements import SMALL, Vocabulary
 
 ROOT = Path(__file__).parents[1]

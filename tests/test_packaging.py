@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
 import tomllib
 from pathlib import Path
@@ -41,3 +42,25 @@ def test_every_data_file_of_a_package_is_installed(name):
         if own and path.suffix not in (".py", ".pyc"):
             relative = str(path.relative_to(folder))
             assert any(fnmatch.fnmatch(relative, pattern) for pattern in patterns), f"{name}: {relative} is not shipped"
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names that a file imports, wherever in it: ``a.b`` and ``a.b.c`` for ``from a.b import c``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_benchmarks_need_no_tests_and_tests_no_inner_part_of_a_benchmark():
+    of_tests = {"tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        text = path.read_text()
+        assert not of_tests & {name.partition(".")[0] for name in imported(path)}, path.name
+        assert "sys.path" not in text and "pythonpath" not in text.lower(), f"{path.name} changes the path"
+    for path in (ROOT / "tests").rglob("*.py"):
+        inner = [name for name in imported(path) if name.startswith("benchmarks.") and "._" in name]
+        assert not inner, f"{path.name}: {inner}"
