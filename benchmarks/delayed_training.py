@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
+from crystaljax.agents import config as configs
 from crystaljax.agents.config import RunConfig
-from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig
+from crystaljax.agents.hyperparameters import AlgorithmConfig
 from crystaljax.agents.runner import train
 from crystaljax.dft_bridge import Bridge
 from crystaljax.dft_bridge.engines.base import Crystal, Result
@@ -123,7 +124,7 @@ def main() -> None:
     columns = ["agent", "rewards", *(field.name for field in dataclasses.fields(Training))]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in options.agents:
-        algorithm = ALGORITHMS[name](**SETTINGS[name])
+        algorithm = configs.algorithm(name)(**SETTINGS[name])
         seconds = {}
         for delayed in (0, options.delayed):
             runs = [run(algorithm, seed, delayed, options) for seed in options.seeds]

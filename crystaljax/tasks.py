@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 PREFIXES = {"band_gap": "BandGap", "bulk_modulus": "BulkModulus", "density": "Density"}
 """How the ids of a property's tasks begin."""
-MODES = ("site", "orbit", "substitution")
-"""Modes of the environment, see :class:`crystaljax.env.CrystalEnv`."""
 OPTIONS = ("vocabulary", "mode", "observation", "in_phase", "skeletons")
 """Options of :func:`make`, besides the target."""
 SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")

@@ -22,8 +22,8 @@ from crystaljax.agents import report
 from crystaljax.agents.ledger import Ledger
 from crystaljax.caveats import Caveat, changed_bonds, free_parameters
 from crystaljax.dft_bridge import Bridge, Request
-from crystaljax.dft_bridge.caveats import held_points, with_caveats
 from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.caveats import held_points, with_caveats
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan, sample
 from crystaljax.dft_bridge.engines.registry import make_engine
 from crystaljax.dft_bridge.keys import Keys

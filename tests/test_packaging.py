@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import pkgutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from crystaljax.agents.networks import Network
+
 ROOT = Path(__file__).parents[1]
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETTINGS, PROJECT = PYPROJECT["tool"]["setuptools"], PYPROJECT["project"]
 FOLDERS = {"crystaljax": "crystaljax", "agents": "crystaljax.agents", "dft_bridge": "crystaljax.dft_bridge"}
 """The folders of the repository that are installed, and the packages that they become."""
 
@@ -64,3 +68,10 @@ def test_benchmarks_need_no_tests_and_tests_no_inner_part_of_a_benchmark():
     for path in (ROOT / "tests").rglob("*.py"):
         inner = [name for name in imported(path) if name.startswith("benchmarks.") and "._" in name]
         assert not inner, f"{path.name}: {inner}"
+
+
+def test_what_is_offered_by_name_is_there():
+    for points in PROJECT["entry-points"].values():
+        for value in points.values():
+            assert callable(pkgutil.resolve_name(value)) or isinstance(pkgutil.resolve_name(value), Network), value
+    assert callable(pkgutil.resolve_name(PROJECT["scripts"]["crystaljax"]))
