@@ -21,6 +21,7 @@ import builtins
 import dataclasses
 import inspect
 import json
+import logging
 import re
 import tomllib
 import typing
@@ -28,14 +29,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from crystaljax.agents.hyperparameters import ALGORITHMS, LARGEST, AlgorithmConfig, PPOConfig
+from crystaljax import plugins
+from crystaljax.agents.hyperparameters import LARGEST, AlgorithmConfig, PPOConfig
 from crystaljax.files import FileRefused, replace_text
 from crystaljax.plain_data import typed
 from crystaljax.run_folder import CONFIG, LARGEST_SEED, RunFolderError, read_document
 from crystaljax.urls import without_password
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_AGENT = "ppo"
-NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained", "mlp")
 SHIPPED = Path(__file__).with_name("configs")
 """TOML files of settings that the package ships, each usable by its name."""
 MOVABLE = ("store", "workers", "scheduler", "timeout", "memory", "max_dft_calls", "max_core_hours", "wandb")
@@ -135,8 +138,14 @@ class RunConfig:
 
     @builtins.property  # "property" is a field here
     def agent(self) -> str:
-        """Name of the algorithm."""
-        return next(name for name, kind in ALGORITHMS.items() if type(self.algorithm) is kind)
+        """Name of the algorithm; raises ``ValueError`` if it has none."""
+        for name, kind in algorithms().items():
+            if type(self.algorithm) is kind:
+                return name
+        raise ValueError(
+            f"{type(self.algorithm).__name__} is not the settings of any agent that is installed; offer it by an entry "
+            f"point of the group {plugins.AGENTS!r}"
+        )
 
     def updates(self, horizon: int) -> int:
         """Updates that complete at least ``episodes`` episodes of ``horizon`` steps."""
@@ -155,8 +164,11 @@ def settings(kind: type) -> dict[str, Any]:
 
 
 def hyperparameters() -> dict[str, Any]:
-    """The types of the settings of all algorithms, by name; what two of them share has one type."""
-    return {name: type_ for kind in ALGORITHMS.values() for name, type_ in settings(kind).items()}
+    """The types of the settings of all algorithms, by name; what two of them share has one type, the first one's."""
+    found: dict[str, Any] = {}
+    for kind in algorithms().values():
+        found |= {name: type_ for name, type_ in settings(kind).items() if name not in found}
+    return found
 
 
 def descriptions(kind: type) -> dict[str, str]:
@@ -170,10 +182,35 @@ def descriptions(kind: type) -> dict[str, str]:
 
 
 def algorithm(name: str) -> type[AlgorithmConfig]:
-    """The settings of the algorithm of that name; raises ``ValueError`` for an unknown one."""
-    if name not in ALGORITHMS:
-        raise ValueError(f"unknown agent {name!r}: use one of {', '.join(ALGORITHMS)}")
-    return ALGORITHMS[name]
+    """The settings of the algorithm of that name.
+
+    Raises:
+        PluginError: for an unknown one, with the known names, and for one that cannot be used; a ``ValueError``.
+    """
+    return _settings_of(plugins.find(plugins.AGENTS, name))
+
+
+def algorithms() -> dict[str, type[AlgorithmConfig]]:
+    """The settings of every agent that can be used, by its name; a warning names those that cannot."""
+    found = {}
+    for name, offer in plugins.offered(plugins.AGENTS).items():
+        try:
+            found[name] = _settings_of(offer)
+        except plugins.PluginError as error:
+            logger.warning("%s", error)
+    return found
+
+
+def _settings_of(offer: plugins.Offer) -> type[AlgorithmConfig]:
+    """What an entry point offers, if it can be the settings of an agent; else raises ``PluginError``."""
+    kind = offer.load()
+    if not (isinstance(kind, type) and issubclass(kind, AlgorithmConfig)):
+        raise plugins.PluginError(f"{offer} is {kind!r}, no AlgorithmConfig; mend it")
+    taken = settings(kind).keys() & settings(RunConfig).keys()
+    if taken:
+        names = ", ".join(sorted(taken))
+        raise plugins.PluginError(f"{offer} has settings named {names}, as every run has; rename them")
+    return kind
 
 
 def to_table(config: RunConfig) -> dict[str, Any]:
@@ -200,7 +237,7 @@ def from_table(table: Mapping[str, Any], source: str) -> RunConfig:
     entries = dict(table)
     chosen = algorithm(entries.pop("agent", DEFAULT_AGENT))
     built = {chosen: chosen()}
-    for name, kind in ALGORITHMS.items():
+    for name, kind in algorithms().items():
         if name in entries:
             built[kind] = _build(kind, entries.pop(name), f"{source}, table [{name}]")
     return _build(RunConfig, entries, source, algorithm=built[chosen])

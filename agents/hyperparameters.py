@@ -1,14 +1,19 @@
 """The settings of every algorithm, one frozen dataclass each: the only place where their defaults stand.
 
-Light to import: the command line makes its flags of these fields. What ``Attributes`` says of a field is also the help
-of its flag. Defaults of the learning agents are those of CrystalGym (arXiv 2509.23156), gamma 0.99 throughout.
+Those that are entry points of the group ``crystaljax.agents`` are agents, by the name that they have there. Light to
+import: the command line makes its flags of these fields. What ``Attributes`` says of a field is also the help of its
+flag. Defaults of the learning agents are those of CrystalGym (arXiv 2509.23156), gamma 0.99 throughout.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pkgutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from crystaljax.agents.base import Agent
 
 FIRST_BATCHES = ("random", "neutral")
 POSITIVE = ("learning_rate", "alpha", "max_gradient", "clone_rate", "mean_weight")
@@ -46,6 +51,9 @@ class AlgorithmConfig:
     updates: int = 100
     lanes: int = 16
 
+    maker: ClassVar[str] = ""
+    """What :meth:`make` calls, ``module:function``; imported no earlier, so that settings are light."""
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
@@ -67,6 +75,10 @@ class AlgorithmConfig:
     def updates_for(self, episodes: int, horizon: int) -> int:
         """Updates that complete at least ``episodes`` episodes of ``horizon`` steps."""
         raise NotImplementedError
+
+    def make(self, env: Any, trunk: Any = None) -> Agent:
+        """The agent of these settings on an environment; ``trunk`` is its network, by default one that fits."""
+        return pkgutil.resolve_name(self.maker)(self, env, trunk)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,10 +108,14 @@ class SearchConfig(AlgorithmConfig):
 class RandomConfig(RolloutConfig):
     """Random search: every element is drawn uniformly."""
 
+    maker: ClassVar[str] = "crystaljax.agents.random_search:make_random_search"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExhaustiveConfig(SearchConfig):
     """Exhaustive search: every distinct crystal once."""
+
+    maker: ClassVar[str] = "crystaljax.agents.exhaustive:make_exhaustive"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,6 +129,8 @@ class AnnealingConfig(SearchConfig):
             given.
         remember: keep every crystal that was evaluated in mind, and propose none of them again.
     """
+
+    maker: ClassVar[str] = "crystaljax.agents.annealing:make_annealing"
 
     lanes: int = 4
     temperature: float = 0.1
@@ -134,6 +152,8 @@ class BayesianConfig(SearchConfig):
         candidates: crystals that the model weighs for each one that it proposes.
     """
 
+    maker: ClassVar[str] = "crystaljax.agents.bayesian:make_bayesian"
+
     lanes: int = 8
     startup: int = 32
     candidates: int = 24
@@ -142,6 +162,8 @@ class BayesianConfig(SearchConfig):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NeutralConfig(SearchConfig):
     """Random search without repeats that draws every charge-neutral formula before any other: the baseline to beat."""
+
+    maker: ClassVar[str] = "crystaljax.agents.gaussian_process:make_random_neutral"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,6 +179,8 @@ class GaussianProcessConfig(SearchConfig):
         prior: tables of the same property on other structures to learn from beforehand, names of shipped ones or files
             with commas between them; none unless given.
     """
+
+    maker: ClassVar[str] = "crystaljax.agents.gaussian_process:make_gaussian_process"
 
     first_batch: str = "neutral"
     prior: str = ""
@@ -191,6 +215,8 @@ class GeneticConfig(GeneticSettings, SearchConfig):
         remember: keep every crystal that was evaluated in mind, not only the population, and propose none again.
         screen: breed more children than needed and prefer those with a neutral formula.
     """
+
+    maker: ClassVar[str] = "crystaljax.agents.genetic:make_genetic"
 
     first_batch: str = "random"
     remember: bool = False
@@ -240,6 +266,8 @@ class PPOConfig(PPOSettings, RolloutConfig):
         lag: with rewards that come later, updates between acting and learning from it; unless given, as few as leave
             every reward time if they come in order.
     """
+
+    maker: ClassVar[str] = "crystaljax.agents.ppo:make_ppo"
 
     lag: int | None = None
 
@@ -305,6 +333,8 @@ class DQNConfig(ReplayConfig):
         final_epsilon: probability of a random action after that.
     """
 
+    maker: ClassVar[str] = "crystaljax.agents.dqn:make_dqn"
+
     target_every: int = 500
     exploration: float = 0.2
     final_epsilon: float = 0.05
@@ -322,6 +352,8 @@ class RainbowConfig(DQNConfig):
         noisy: noisy layers explore in place of random actions.
         atoms: atoms of the distribution of returns (51 in C51); 1 learns the mean only.
     """
+
+    maker: ClassVar[str] = "crystaljax.agents.rainbow:make_rainbow"
 
     n_step: int = 3
     double: bool = True
@@ -343,6 +375,8 @@ class SACConfig(ReplayConfig):
         smoothing: fraction of the critics that moves into the target critics at each gradient step.
     """
 
+    maker: ClassVar[str] = "crystaljax.agents.sac:make_sac"
+
     learning_rate: float = 3e-4
     alpha: float = 0.2
     tune: bool = False
@@ -360,6 +394,8 @@ class HybridConfig(GeneticSettings, PPOSettings, SearchConfig):
         clone_rate: learning rate of these steps.
     """
 
+    maker: ClassVar[str] = "crystaljax.agents.hybrid:make_hybrid"
+
     seeding: float = 0.5
     clone_steps: int = 200
     clone_rate: float = 1e-3
@@ -370,19 +406,3 @@ class HybridConfig(GeneticSettings, PPOSettings, SearchConfig):
             raise ValueError(
                 f"{self.lanes} lanes cannot be split into {self.minibatches} equal minibatches; choose a divisor"
             )
-
-
-ALGORITHMS: dict[str, type[AlgorithmConfig]] = {
-    "ppo": PPOConfig,
-    "dqn": DQNConfig,
-    "rainbow": RainbowConfig,
-    "sac": SACConfig,
-    "random": RandomConfig,
-    "random-neutral": NeutralConfig,
-    "gp": GaussianProcessConfig,
-    "ga": GeneticConfig,
-    "annealing": AnnealingConfig,
-    "bo": BayesianConfig,
-    "exhaustive": ExhaustiveConfig,
-    "hybrid": HybridConfig,
-}

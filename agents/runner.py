@@ -17,29 +17,18 @@ import numpy as np
 import psutil
 
 from crystaljax.agents import config as configs
-from crystaljax.agents import interrupt, report, tracking
+from crystaljax.agents import interrupt, networks, report, tracking
 from crystaljax.agents.accounting import Accounting
-from crystaljax.agents.annealing import make_annealing
 from crystaljax.agents.base import LEARNED, Agent, Records
-from crystaljax.agents.bayesian import make_bayesian
 from crystaljax.agents.checkpoints import Checkpoints
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.display import Display
-from crystaljax.agents.dqn import make_dqn
-from crystaljax.agents.exhaustive import make_exhaustive
-from crystaljax.agents.gaussian_process import make_gaussian_process, make_random_neutral
-from crystaljax.agents.genetic import make_genetic
-from crystaljax.agents.hybrid import make_hybrid
-from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig, PPOConfig, ReplayConfig
+from crystaljax.agents.hyperparameters import PPOConfig, ReplayConfig
 from crystaljax.agents.journal import Journal, history_at
 from crystaljax.agents.ledger import Ledger
 from crystaljax.agents.networks import make_trunk
 from crystaljax.agents.outstanding import Outstanding, tickets_at
-from crystaljax.agents.ppo import make_ppo
-from crystaljax.agents.rainbow import make_rainbow
-from crystaljax.agents.random_search import make_random_search
 from crystaljax.agents.runs import member_folder
-from crystaljax.agents.sac import make_sac
 from crystaljax.agents.tracking import Tracker
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
@@ -55,21 +44,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 logger = logging.getLogger(__name__)
-
-MAKERS: dict[type[AlgorithmConfig], Callable[..., Agent]] = {
-    ALGORITHMS["ppo"]: make_ppo,
-    ALGORITHMS["dqn"]: make_dqn,
-    ALGORITHMS["rainbow"]: make_rainbow,
-    ALGORITHMS["sac"]: make_sac,
-    ALGORITHMS["random"]: make_random_search,
-    ALGORITHMS["random-neutral"]: make_random_neutral,
-    ALGORITHMS["gp"]: make_gaussian_process,
-    ALGORITHMS["ga"]: make_genetic,
-    ALGORITHMS["annealing"]: make_annealing,
-    ALGORITHMS["bo"]: make_bayesian,
-    ALGORITHMS["exhaustive"]: make_exhaustive,
-    ALGORITHMS["hybrid"]: make_hybrid,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +76,7 @@ def build_env(config: RunConfig, evaluator: str | Evaluator) -> tuple[CrystalEnv
     """The environment of a run and its parameters; raises ``ValueError`` for settings that do not fit."""
     options: dict[str, Any] = {
         "vocabulary": config.vocabulary,
-        "observation": "flat" if config.network == "mlp" else "graph",
+        "observation": networks.network(config.network).observation,
         # Lanes that finish together share host calls, and so the workers.
         "in_phase": True,
         "target": config.target,
@@ -120,7 +94,7 @@ def build_env(config: RunConfig, evaluator: str | Evaluator) -> tuple[CrystalEnv
 def build_agent(config: RunConfig, env: CrystalEnv | DelayedRewards) -> Agent:
     """The algorithm of a run; raises ``ValueError`` for one that would not complete the run's episodes."""
     settings = dataclasses.replace(config.algorithm, updates=config.updates(env.horizon))
-    agent = MAKERS[type(settings)](settings, env, make_trunk(env, config.network))
+    agent = settings.make(env, make_trunk(env, config.network))
     _refuse_other_length(config, agent, settings.updates, env.horizon)
     return agent
 

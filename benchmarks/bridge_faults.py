@@ -45,11 +45,8 @@ from crystaljax.dft_bridge.store import Store, StoreError
 from crystaljax.dft_bridge.store.repair import repair
 from crystaljax.dft_bridge.store.schema import SCHEMA
 from crystaljax.dft_bridge.store.verify import Findings, verify
+from crystaljax.dft_bridge.testing import CompiledEngine, FakeEngine, FaultyEngine, fake_value
 from crystaljax.status import Status
-
-# An engine that workers can import.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from fake_engines import CompiledEngine, FakeEngine, FaultyEngine, fake_value  # noqa: E402
 
 C1 = library.benchmark("C1")
 CARBON, NEON = 6, 10

@@ -18,7 +18,6 @@ import argparse
 import gc
 import json
 import os
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -29,10 +28,7 @@ import psutil
 
 from crystaljax import library
 from crystaljax.dft_bridge import Bridge, Request
-
-# An engine that workers can import: pickled by value, as things of __main__ are, it would cost more than the bridge.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from fake_engines import FakeEngine  # noqa: E402
+from crystaljax.dft_bridge.testing import FakeEngine
 
 C1 = library.benchmark("C1")
 ELEMENTS = 90

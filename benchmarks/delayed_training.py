@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import tempfile
 import time
 import zlib
@@ -28,16 +27,15 @@ from typing import Any
 
 import numpy as np
 
+from crystaljax.agents import config as configs
 from crystaljax.agents.config import RunConfig
-from crystaljax.agents.hyperparameters import ALGORITHMS, AlgorithmConfig
+from crystaljax.agents.hyperparameters import AlgorithmConfig
 from crystaljax.agents.runner import train
 from crystaljax.dft_bridge import Bridge
 from crystaljax.dft_bridge.engines.base import Crystal, Result
 from crystaljax.dft_bridge.engines.checks import density_of, to_atoms
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.status import Status
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from fake_engines import FakeEngine  # noqa: E402
 
 TASK, TARGET, LANES, DECISIONS = "Density-C1-v0", 9.0, 16, 5
 SPREAD = 0.7
@@ -126,7 +124,7 @@ def main() -> None:
     columns = ["agent", "rewards", *(field.name for field in dataclasses.fields(Training))]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name in options.agents:
-        algorithm = ALGORITHMS[name](**SETTINGS[name])
+        algorithm = configs.algorithm(name)(**SETTINGS[name])
         seconds = {}
         for delayed in (0, options.delayed):
             runs = [run(algorithm, seed, delayed, options) for seed in options.seeds]

@@ -1,7 +1,7 @@
 """Ten thousand malformed inputs: CIFs, structures, settings, pseudopotentials, outputs of pw.x.
 
 Each must be refused with a clear error or give a right result; no other exception may come out, and no file may be left
-behind. What is tried, and what counts as clear, is in ``tests/fuzzing.py``. Inputs follow from the seed.
+behind. What is tried, and what counts as clear, is in ``benchmarks/fuzzing.py``. Inputs follow from the seed.
 
     python -m benchmarks fuzz [--inputs 10000] [--seed 0] [--doors cif ...]
 
@@ -19,10 +19,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import fuzzing  # noqa: E402
+from benchmarks import fuzzing
 
 PART = 250
 """Inputs of one search; each part has a seed of its own."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +23,7 @@ import jax
 
 import crystaljax
 from crystaljax.dft_bridge import Bridge, Request
-
-# An engine that workers can import: pickled by value, as things of __main__ are, it would cost more than the bridge.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from fake_engines import FakeEngine  # noqa: E402
+from crystaljax.dft_bridge.testing import FakeEngine
 
 TASKS = ("BandGap-C1-v0", "BandGap-Mixed-v0")
 

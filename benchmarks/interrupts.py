@@ -25,20 +25,16 @@ import psutil
 
 import benchmarks
 
-TESTS = benchmarks.ROOT / "tests"
-
 
 def child(folder: str) -> None:
     """A training of many updates on slow fake DFT, as the command line runs it."""
-    sys.path.insert(0, str(TESTS))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C
     print("begun", flush=True)
-    from fake_engines import FakeEngine
-
     from crystaljax.agents import runner
     from crystaljax.agents.config import RunConfig
     from crystaljax.agents.hyperparameters import PPOConfig
     from crystaljax.dft_bridge import Bridge
+    from crystaljax.dft_bridge.testing import FakeEngine
 
     algorithm = PPOConfig(lanes=16, steps=5)
     config = RunConfig(task="BandGap-C1-v0", algorithm=algorithm, network="mlp", engine="fake", episodes=100_000)

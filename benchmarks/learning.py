@@ -44,7 +44,6 @@ from crystaljax.agents.base import Records, whole_training
 from crystaljax.agents.designs import evaluate, random_designs
 from crystaljax.agents.ledger import REFUSED
 from crystaljax.agents.metrics import interquartile_mean, interval
-from crystaljax.agents.runner import MAKERS
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.symmetry import canonical_numbers
 from crystaljax.tasks import make
@@ -186,7 +185,7 @@ def run(env: CrystalEnv, params: EnvParams, name: str, budget: int, episodes: fl
     updates = config.updates_for(round(budget * episodes), env.horizon)
     config = dataclasses.replace(config, updates=updates)
     start = time.perf_counter()
-    train = whole_training(MAKERS[type(config)](config, env), updates, params)
+    train = whole_training(config.make(env), updates, params)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     records = jax.device_get(jax.jit(jax.vmap(lambda key: train(key)[2]))(keys))
     env.evaluator.check()

@@ -43,7 +43,6 @@ from benchmarks import learning
 from crystaljax.agents import hyperparameters as settings
 from crystaljax.agents.base import Records, whole_training
 from crystaljax.agents.ledger import REFUSED
-from crystaljax.agents.runner import MAKERS
 from crystaljax.env import CrystalEnv, EnvParams
 from crystaljax.files import replace_text
 from crystaljax.status import Status
@@ -157,7 +156,7 @@ def measured(env: CrystalEnv, trial: Trial, records: Records) -> dict[str, Any]:
 def program(env: CrystalEnv, name: str, updates: int, count: int) -> Callable[..., Records]:
     """A row, compiled for so many seeds at a time; a function of their keys and of the environment's parameters."""
     config = dataclasses.replace(ROWS[name].config, updates=updates)
-    train = whole_training(MAKERS[type(config)](config, env), updates, env.default_params)
+    train = whole_training(config.make(env), updates, env.default_params)
     keys = jnp.stack([jax.random.key(0)] * count)
     mapped = jax.jit(jax.vmap(lambda key, params: train(key, params)[2], in_axes=(0, None)))
     return mapped.lower(keys, jax.tree.map(jnp.asarray, env.default_params)).compile()

@@ -16,10 +16,10 @@ from gymnax.environments import environment, spaces
 from crystaljax import evaluators, objectives
 from crystaljax import observation as observations
 from crystaljax.elements import Vocabulary, get_vocabulary
+from crystaljax.moves import MODES
 from crystaljax.skeleton import Skeleton, SkeletonTable, stack
 from crystaljax.status import Status
 from crystaljax.structures import StructureLike, to_skeletons
-from crystaljax.tasks import MODES
 
 OBSERVATIONS = ("graph", "flat")
 

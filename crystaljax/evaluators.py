@@ -11,14 +11,13 @@ import builtins
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from crystaljax import tables
+from crystaljax import plugins, tables
 from crystaljax.caveats import Caveat
 from crystaljax.elements import Vocabulary, masses
 from crystaljax.errors import CrystalJAXError
@@ -27,8 +26,6 @@ from crystaljax.status import Status
 
 AVOGADRO = 0.602214076
 """Avogadro's number in 1e24 / mol: g/mol per Å^3 becomes g/cm3 on division by it."""
-ENTRY_POINTS = "crystaljax.evaluators"
-"""Entry-point group under which packages offer evaluators by name (``dft_bridge`` offers its engines)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,7 +302,7 @@ _BUILT_IN: dict[str, Evaluator] = {"table": TableEvaluator(), "unrelaxed-density
 
 def available() -> list[str]:
     """Names that :func:`evaluator` accepts: the built-in ones and those of installed packages."""
-    return sorted([*_BUILT_IN, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))])
+    return sorted([*_BUILT_IN, *plugins.offered(plugins.EVALUATORS)])
 
 
 def evaluator(choice: str | Evaluator | None) -> Evaluator:
@@ -322,9 +319,9 @@ def evaluator(choice: str | Evaluator | None) -> Evaluator:
         return name
     if name in _BUILT_IN:
         return _BUILT_IN[name]
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        if point.name == name:
-            return point.load()()
+    offers = plugins.offered(plugins.EVALUATORS)
+    if name in offers:
+        return offers[name].load()()
     raise ValueError(f"unknown evaluator {name!r}: use one of {available()} or an object with bind(problem)")
 
 

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from crystaljax.objectives import Objective, Term
     from crystaljax.structures import StructureLike
 
-MODES = ("site", "orbit", "substitution")
-"""Modes of the environment, see :class:`crystaljax.env.CrystalEnv`."""
 OPTIONS = ("vocabulary", "mode", "observation", "in_phase", "skeletons", "objective")
 """Options of :func:`make`, besides the target."""
 SITE_CRYSTALS = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "Mixed", "Five")

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import (
     CrystalFingerprint,
     Engine,
@@ -16,6 +15,7 @@ from crystaljax.dft_bridge.engines.base import (
     Result,
     tells_of_the_machine,
 )
+from crystaljax.dft_bridge.engines.caveats import with_caveats
 from crystaljax.dft_bridge.keys import Keys, Request, limited_key
 from crystaljax.dft_bridge.limits import JobFailed, Limits
 from crystaljax.dft_bridge.store import Record, Store, StoreError

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from crystaljax.delayed import NO_TICKET
-from crystaljax.dft_bridge.bridge import Bridge
 from crystaljax.dft_bridge.engines.base import Result, outcome_of
 from crystaljax.dft_bridge.keys import Request
+from crystaljax.dft_bridge.tickets import Answer
 from crystaljax.env import CrystalEnv
 from crystaljax.status import Status
 
@@ -31,10 +31,24 @@ class Arrivals(NamedTuple):
     rewards: np.ndarray
 
 
+class Submitting(Protocol):
+    """What calculates while others go on: a :class:`crystaljax.dft_bridge.bridge.Bridge`."""
+
+    @property
+    def outstanding(self) -> int:
+        """How many answers have not been collected."""
+
+    def submit(self, requests: Sequence[Request], tickets: Iterable[int] | None = None) -> list[int]:
+        """Ask for results, each by a ticket."""
+
+    def collect(self, wait: float | None = 0.0) -> list[Answer]:
+        """The answers that have arrived."""
+
+
 class DelayedEvaluation:
     """Evaluates what the episodes of a :class:`crystaljax.delayed.DelayedRewards` have designed."""
 
-    def __init__(self, bridge: Bridge, env: CrystalEnv, target: float | Sequence[float] | None = None):
+    def __init__(self, bridge: Submitting, env: CrystalEnv, target: float | Sequence[float] | None = None):
         """The bridge stays yours to close.
 
         Args:

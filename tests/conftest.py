@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import textwrap
 
 # One thread for each linear-algebra call, as in the bridge's workers: two processes run tests side by side, and
 # threads that wait for each other over small matrices make DFT several times slower. Must precede NumPy's import.
@@ -30,6 +32,23 @@ def landscape() -> FunctionEvaluator:
         return jnp.where(total % 3 == 0, jnp.nan, total / skeleton.volume)
 
     return FunctionEvaluator(value, "surrogate: made-up landscape")
+
+
+@pytest.fixture
+def offer(monkeypatch, tmp_path_factory):
+    """Installs a package that offers a module by entry points: ``offer(group, name, value, module, code)``."""
+
+    def install(group: str, name: str, value: str, module: str, code: str = "", package: str = "their-package") -> None:
+        site = tmp_path_factory.mktemp("site")
+        (site / f"{module}.py").write_text(textwrap.dedent(code))
+        facts = site / f"{package.replace('-', '_')}-1.0.dist-info"
+        facts.mkdir()
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (facts / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+        monkeypatch.syspath_prepend(site)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return install
 
 
 @pytest.fixture(scope="module")

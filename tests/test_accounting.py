@@ -7,7 +7,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from fake_engines import FakeEngine
 
 from crystaljax import library
 from crystaljax.agents.config import RunConfig
@@ -15,6 +14,7 @@ from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import train
 from crystaljax.dft_bridge import Bridge, Budget, Limits, Request, Store
 from crystaljax.dft_bridge.store import StoreError
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.evaluators import BudgetSpent
 from crystaljax.status import Status
 

@@ -15,8 +15,8 @@ import pytest
 import crystaljax
 from crystaljax.agents import dqn, ppo, rainbow, sac
 from crystaljax.agents.base import whole_training
+from crystaljax.agents.config import algorithm
 from crystaljax.agents.hyperparameters import (
-    ALGORITHMS,
     DECIDING,
     DQNConfig,
     PPOConfig,
@@ -29,7 +29,6 @@ from crystaljax.agents.networks.mlp import MLP
 from crystaljax.agents.networks.noisy import NOISE
 from crystaljax.agents.replay import SMALLEST_PRIORITY, make_replay, n_step
 from crystaljax.agents.rollout import Transition, first_lanes, rollout
-from crystaljax.agents.runner import MAKERS
 
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles in half the time."""
@@ -347,10 +346,10 @@ SMALL_CONFIGS = {
 @pytest.mark.parametrize("name", SMALL_CONFIGS)
 def test_agents_work_with_64_bits_enabled(problem, name):
     """Traced, as types that do not fit are found so; compiling takes long."""
-    config = ALGORITHMS[name](**{"updates": 4, **SMALL_CONFIGS[name]})
+    config = algorithm(name)(**{"updates": 4, **SMALL_CONFIGS[name]})
     with jax.enable_x64(True):
         env, params = crystaljax.make("Density-RocksaltAB-v0", "unrelaxed-density", observation="flat")
-        agent = MAKERS[ALGORITHMS[name]](config, env)
+        agent = config.make(env)
         train = whole_training(agent, config.updates, params)
         _, _, records = jax.eval_shape(train, jax.random.key(0))
     assert records.elements.dtype == jnp.int32 and records.reward.dtype == jnp.float32
@@ -359,13 +358,13 @@ def test_agents_work_with_64_bits_enabled(problem, name):
 @pytest.mark.parametrize("name", ["ppo", "dqn", "rainbow", "sac", "annealing", "ga", "hybrid"])
 def test_real_hyperparameters_can_be_vmapped(problem, name):
     env, params = problem
-    kind, fixed = ALGORITHMS[name], {"updates": 4, **SMALL_CONFIGS[name]}
+    kind, fixed = algorithm(name), {"updates": 4, **SMALL_CONFIGS[name]}
     given = {field.name: getattr(kind(**fixed), field.name) for field in dataclasses.fields(kind)}
     traced = {name: value for name, value in given.items() if type(value) is float and name not in DECIDING}
     assert traced
 
     def train(settings, key):
-        agent = MAKERS[kind](kind(**fixed | settings), env)
+        agent = kind(**fixed | settings).make(env)
         return whole_training(agent, fixed["updates"], params)(key)[2].reward
 
     many = {name: jnp.full(3, value) for name, value in traced.items()}

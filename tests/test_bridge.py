@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeBatchEngine, FakeEngine, fake_value, worker_facts, xla_threads
 from jax.sharding import Mesh, PartitionSpec
+from worker_probes import worker_facts, xla_threads
 
 import crystaljax
 from crystaljax import evaluators, library
@@ -35,6 +35,7 @@ from crystaljax.dft_bridge.keys import Keys, canonical_numbers
 from crystaljax.dft_bridge.limits import JobTimeout, Limits, WorkerDied
 from crystaljax.dft_bridge.pool import WorkerPool
 from crystaljax.dft_bridge.store import StoreError
+from crystaljax.dft_bridge.testing import FakeBatchEngine, FakeEngine, fake_value
 from crystaljax.evaluators import Problem
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical

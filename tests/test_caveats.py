@@ -15,7 +15,6 @@ from ase.build import bulk
 from ase.lattice import BCC, BCT, CUB, FCC, HEX, ORC, RHL
 from ase.spacegroup import crystal as of_group
 from ase.units import GPa
-from fake_engines import FakeEngine
 
 import crystaljax
 from crystaljax import caveats, cli, library, tables
@@ -23,14 +22,15 @@ from crystaljax.agents import report
 from crystaljax.agents.ledger import Ledger
 from crystaljax.caveats import Caveat, changed_bonds, free_parameters
 from crystaljax.dft_bridge import Bridge, Request
-from crystaljax.dft_bridge.caveats import held_points, with_caveats
 from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.caveats import held_points, with_caveats
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan, sample
 from crystaljax.dft_bridge.engines.registry import make_engine
 from crystaljax.dft_bridge.keys import Keys
 from crystaljax.dft_bridge.store import Record, Store
 from crystaljax.dft_bridge.store.export import read_file, write_lines
 from crystaljax.dft_bridge.store.verify import verify
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.status import Status
 
 WITHOUT_SPIN = {"spin": False}

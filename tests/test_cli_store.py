@@ -13,7 +13,7 @@ import pytest
 from test_cli import run
 from test_store import BAD, GOOD, VERSION_1, damage, many, new_schema, real  # noqa: F401
 
-from crystaljax import cli_store
+from crystaljax.cli.exit_codes import PROBLEMS
 from crystaljax.dft_bridge.store import PATH_VARIABLE, Store
 
 
@@ -75,7 +75,7 @@ def test_lines_that_are_no_results_are_named_and_the_rest_is_taken_over(capsys, 
     coloured = second.replace("NOT_CONVERGED", r"\u001b[31mOK")
     path.write_text(f"{first}\n{{\n{coloured}\n{second}\n")
     code, out, err = run(capsys, "store", "import", path, "--store", tmp_path / "copy.db")
-    assert code == cli_store.PROBLEMS and "new: 2" in out and "refused: 2" in out
+    assert code == PROBLEMS and "new: 2" in out and "refused: 2" in out
     assert [line.split(": ")[0] for line in err.splitlines()] == [f"line {n} of {path} is no result" for n in (2, 3)]
     assert "\x1b" not in err
     path.write_text("{\n")
@@ -90,7 +90,7 @@ def test_a_row_that_is_no_result_spoils_no_command(capsys, filled, tmp_path):
     commands = (["stats"], ["stats", "--json"], ["query"], ["query", "--json"], ["export", copy], ["export", "-"])
     for command in (*commands, ["merge", filled.path, "--store", tmp_path / "other.db"], ["verify"]):
         code, out, err = run(capsys, "store", *command)
-        assert code == cli_store.PROBLEMS and "row 1" in err, command
+        assert code == PROBLEMS and "row 1" in err, command
     assert len(copy.read_text().splitlines()) == 1 == len(Store(tmp_path / "other.db"))
     assert run(capsys, "store", "repair")[0] == 0 and run(capsys, "store", "verify")[0] == 0
 
@@ -167,7 +167,7 @@ def test_verify_and_repair(capsys, tmp_path):
     assert run(capsys, "store", "verify", "--store", store.path)[0] == 0
     damage(store.path, f'"key": "{records[150].key}"')
     code, out, err = run(capsys, "store", "verify", "--store", store.path)
-    assert code == cli_store.PROBLEMS and "cannot be read" in err
+    assert code == PROBLEMS and "cannot be read" in err
     assert "more results are in the journal results.db.jsonl" in out
     assert f"crystaljax store repair --store {store.path}" in err
     code, _, err = run(capsys, "store", "export", copy, "--store", store.path)

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeEngine
 from gymnasium.utils.env_checker import check_env
 
 import crystaljax
 from crystaljax import FunctionEvaluator, Status, library, tasks
 from crystaljax.adapters import FiveTupleEnv, GymnasiumEnv, GymnasiumVectorEnv
 from crystaljax.dft_bridge import Bridge
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.objectives import OBJECTIVES, Term
 from crystaljax.properties import Property
 

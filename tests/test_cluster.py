@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from fake_engines import FakeBatchEngine, FaultyEngine, fake_value
 
 from crystaljax import library
 from crystaljax.dft_bridge import Bridge, Limits, Request, Store, open_bridge
 from crystaljax.dft_bridge.limits import ExecutorLost
+from crystaljax.dft_bridge.testing import FakeBatchEngine, FaultyEngine, fake_value
 from crystaljax.status import Status
 
 distributed = pytest.importorskip("distributed", reason="needs the extra: pip install 'crystaljax[dask]'")

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeEngine, fake_value
 
 import crystaljax
 from crystaljax import library
@@ -17,6 +16,7 @@ from crystaljax.delayed import NO_TICKET, DelayedRewards, fill
 from crystaljax.dft_bridge import Bridge, Request
 from crystaljax.dft_bridge.delayed import DelayedEvaluation
 from crystaljax.dft_bridge.engines.base import EngineNotReady
+from crystaljax.dft_bridge.testing import FakeEngine, fake_value
 from crystaljax.evaluators import Deferred, FunctionEvaluator, unrelaxed_density
 from crystaljax.status import Status
 

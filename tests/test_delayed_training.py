@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fake_engines import FakeEngine, fake_value
 
 import crystaljax
 from crystaljax.agents.config import RunConfig
@@ -36,6 +35,7 @@ from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.dft_bridge import Bridge
 from crystaljax.dft_bridge.accounting import Budget
 from crystaljax.dft_bridge.delayed import Arrivals
+from crystaljax.dft_bridge.testing import FakeEngine, fake_value
 from crystaljax.evaluators import BoundEvaluator, Deferred
 from crystaljax.status import Status
 

@@ -20,11 +20,12 @@ from pathlib import Path
 
 import pytest
 from ase.build import bulk
-from fake_engines import FakeEngine
 
 from benchmarks import main_job as main_job_benchmark
 from crystaljax import cli, library, symmetry, tasks
+from crystaljax.cli.train import settings
 from crystaljax.dft_bridge.engines import registry
+from crystaljax.dft_bridge.testing import FakeEngine
 from crystaljax.elements import SMALL, Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +151,7 @@ def first_block(beginning: str, language: str = "bash") -> str:
 def main_job() -> dict:
     """The arguments of the README's training command, as the command line parses them."""
     command = commands(first_block("crystaljax train"))[-1]
-    return vars(cli._parser().parse_args(shlex.split(command)[1:]))
+    return vars(cli.parser().parse_args(shlex.split(command)[1:]))
 
 
 def test_the_environment_example_is_short():
@@ -160,7 +161,7 @@ def test_the_environment_example_is_short():
 
 def test_the_main_job_is_the_one_whose_learning_is_measured():
     given = {name: value for name, value in main_job().items() if name not in ("command", "traceback", "run")}
-    assert cli._settings(None, False, None, given)[0] == main_job_benchmark.MAIN_JOB
+    assert settings(None, False, None, given)[0] == main_job_benchmark.MAIN_JOB
 
 
 def test_the_ci_script_runs_the_test_command():

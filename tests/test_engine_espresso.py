@@ -16,14 +16,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import fake_pwx
 import numpy as np
 import pytest
 from ase.build import bulk
 from ase.data import atomic_masses
 from ase.units import Hartree
 
-from benchmarks import pwx
+from benchmarks import fake_pwx, pwx
 from crystaljax.caveats import Caveat
 from crystaljax.dft_bridge import doctor
 from crystaljax.dft_bridge.engines import pwscf, upf

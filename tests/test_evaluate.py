@@ -10,8 +10,7 @@ import pytest
 from crystaljax import cli
 from crystaljax.agents import runner
 from crystaljax.agents.checkpoints import Checkpoints
-from crystaljax.agents.config import RunConfig
-from crystaljax.agents.hyperparameters import ALGORITHMS
+from crystaljax.agents.config import RunConfig, algorithm
 
 LEARNING = ("ppo", "dqn", "rainbow", "sac", "hybrid")
 DRAWING = ("ppo", "sac", "hybrid")
@@ -53,7 +52,7 @@ def test_a_policy_of_mixed_crystals_designs_held_out_ones_for_far_targets(networ
 
 @pytest.mark.parametrize("agent", LEARNING)
 def test_every_algorithm_leaves_a_policy(agent, capsys, tmp_path):
-    settings = dataclasses.replace(ALGORITHMS[agent](), lanes=4)
+    settings = dataclasses.replace(algorithm(agent)(), lanes=4)
     folder = begin(tmp_path / "run", task="Density-C1-v0", network="mlp", algorithm=settings)
     # C7 has five sites as well, so a network of flat observations fits.
     out = evaluate(capsys, folder, "--task", "Density-C7-v0", "--episodes", 3)
@@ -65,7 +64,7 @@ def test_every_algorithm_leaves_a_policy(agent, capsys, tmp_path):
 
 @pytest.mark.parametrize("agent", ["random", "ga", "annealing", "bo"])
 def test_a_search_has_no_policy_to_evaluate(agent, capsys, tmp_path):
-    settings = dataclasses.replace(ALGORITHMS[agent](), lanes=4)
+    settings = dataclasses.replace(algorithm(agent)(), lanes=4)
     folder = begin(tmp_path / "run", task="Density-C1-v0", network="mlp", algorithm=settings)
     assert cli.main(["evaluate", str(folder), "--episodes", "3"]) == cli.BAD_INPUT
     assert f"a run of {agent}, which has no policy" in capsys.readouterr().err

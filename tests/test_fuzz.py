@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 
-import fuzzing
 import pytest
+
+from benchmarks import fuzzing
 
 COUNT = 200
 """Inputs over all doors."""

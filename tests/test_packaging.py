@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import fnmatch
+import pkgutil
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from crystaljax.agents.networks import Network
+
 ROOT = Path(__file__).parents[1]
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SETTINGS, PROJECT = PYPROJECT["tool"]["setuptools"], PYPROJECT["project"]
 FOLDERS = {"crystaljax": "crystaljax", "agents": "crystaljax.agents", "dft_bridge": "crystaljax.dft_bridge"}
 """The folders of the repository that are installed, and the packages that they become."""
 
@@ -41,3 +46,32 @@ def test_every_data_file_of_a_package_is_installed(name):
         if own and path.suffix not in (".py", ".pyc"):
             relative = str(path.relative_to(folder))
             assert any(fnmatch.fnmatch(relative, pattern) for pattern in patterns), f"{name}: {relative} is not shipped"
+
+
+def imported(path: Path) -> set[str]:
+    """The dotted names that a file imports, wherever in it: ``a.b`` and ``a.b.c`` for ``from a.b import c``."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_benchmarks_need_no_tests_and_tests_no_inner_part_of_a_benchmark():
+    of_tests = {"tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        text = path.read_text()
+        assert not of_tests & {name.partition(".")[0] for name in imported(path)}, path.name
+        assert "sys.path" not in text and "pythonpath" not in text.lower(), f"{path.name} changes the path"
+    for path in (ROOT / "tests").rglob("*.py"):
+        inner = [name for name in imported(path) if name.startswith("benchmarks.") and "._" in name]
+        assert not inner, f"{path.name}: {inner}"
+
+
+def test_what_is_offered_by_name_is_there():
+    for points in PROJECT["entry-points"].values():
+        for value in points.values():
+            assert callable(pkgutil.resolve_name(value)) or isinstance(pkgutil.resolve_name(value), Network), value
+    assert callable(pkgutil.resolve_name(PROJECT["scripts"]["crystaljax"]))

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from ase.io import read as read_atoms
-from fake_engines import FakeEngine
 
 from crystaljax import FunctionEvaluator, cli
 from crystaljax.agents import comparison, metrics, page, runs
@@ -22,6 +21,7 @@ from crystaljax.agents.hyperparameters import RandomConfig
 from crystaljax.agents.runner import sweep, train
 from crystaljax.caveats import Caveat
 from crystaljax.dft_bridge import Bridge, Budget
+from crystaljax.dft_bridge.testing import FakeEngine
 
 RUN = RunConfig(
     task="BandGap-RocksaltAB-v0",

@@ -18,6 +18,7 @@ import pytest
 from ase.io import read as read_atoms
 
 import crystaljax
+from crystaljax import plugins
 from crystaljax.agents import config as configs
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import (
@@ -30,13 +31,10 @@ from crystaljax.agents.hyperparameters import (
     PPOConfig,
     RainbowConfig,
     RandomConfig,
-    RolloutConfig,
     SACConfig,
-    SearchConfig,
 )
 from crystaljax.agents.ledger import Ledger, formula
-from crystaljax.agents.random_search import make_random_search
-from crystaljax.agents.runner import MAKERS, build_agent, build_env, sweep, train
+from crystaljax.agents.runner import build_agent, build_env, sweep, train
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
 from crystaljax.run_folder import read_sweep
@@ -72,36 +70,42 @@ class Scripted:
         return bound._replace(check=check)
 
 
-def own_agent(settings, env, trunk):
-    """An agent of a user's, whose updates take one episode of each lane."""
-    return make_random_search(RandomConfig(lanes=settings.lanes, steps=env.horizon), env, trunk)
+OWN = """
+    import dataclasses
+    from crystaljax.agents.hyperparameters import RandomConfig, RolloutConfig, SearchConfig
+
+    class Making:
+        def make(self, env, trunk=None):  # an update takes one episode of each lane
+            return RandomConfig(lanes=self.lanes, steps=env.horizon).make(env, trunk)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Stepping(Making, RolloutConfig):
+        '''An agent of a user's.'''
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Searching(Making, SearchConfig):
+        '''An agent of a user's.'''
+"""
 
 
 @pytest.mark.parametrize(
-    ("base", "steps", "episodes", "message"),
+    ("kind", "settings", "episodes", "message"),
     [
-        (
-            RolloutConfig,
-            32,
-            64,
-            "1 updates of agent own complete 16 episodes .2 steps in 16 lanes each",
-        ),
-        (RolloutConfig, 1, 64, "8 updates of agent own complete 128 episodes"),
-        (RolloutConfig, 2, 64, None),
-        (SearchConfig, None, 60, None),
+        ("Stepping", {"steps": 32}, 64, "1 updates of agent own complete 16 episodes .2 steps in 16 lanes each"),
+        ("Stepping", {"steps": 1}, 64, "8 updates of agent own complete 128 episodes"),
+        ("Stepping", {"steps": 2}, 64, None),
+        ("Searching", {}, 60, None),
     ],
 )
-def test_updates_complete_the_episodes_of_a_run(monkeypatch, base, steps, episodes, message):
-    OwnConfig = dataclasses.dataclass(frozen=True, kw_only=True)(type("OwnConfig", (base,), {}))
-    monkeypatch.setitem(configs.ALGORITHMS, "own", OwnConfig)
-    monkeypatch.setitem(MAKERS, OwnConfig, own_agent)
-    algorithm = OwnConfig(lanes=16) if steps is None else OwnConfig(lanes=16, steps=steps)
+def test_updates_complete_the_episodes_of_a_run(offer, kind, settings, episodes, message):
+    offer(plugins.AGENTS, "own", f"own_agents:{kind}", "own_agents", OWN)
+    algorithm = configs.algorithm("own")(lanes=16, **settings)
     config = dataclasses.replace(CONFIG, algorithm=algorithm, episodes=episodes)
     env = build_env(config, "unrelaxed-density")[0]
     if message is None:
         assert build_agent(config, env).lanes == 16
         return
-    with pytest.raises(ValueError, match=f"{message}.*the run has 64; let OwnConfig.updates_for"):
+    with pytest.raises(ValueError, match=f"{message}.*the run has 64; let Stepping.updates_for"):
         build_agent(config, env)
 
 
@@ -376,7 +380,7 @@ def test_sweeps_that_cannot_be_are_refused(straight, tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ({"agent": "genetic"}, "unknown agent 'genetic': use one of ppo, dqn, rainbow, sac, random"),
+        ({"agent": "genetic"}, "unknown agent 'genetic': use one of annealing, bo, dqn, .*sac"),
         ({"epochs": 8}, r"f.toml: unknown key 'epochs'; known keys are task, .*episodes"),
         ({"dqn": {"clip": 0.2}}, r"f.toml, table \[dqn\]: unknown key 'clip'; known keys are lanes, .*buffer"),
         ({"ppo": {"updates": 5}}, "unknown key 'updates'"),
@@ -402,7 +406,7 @@ def test_a_table_of_settings_is_read_back():
 
 def test_every_setting_is_described_and_shared_ones_agree():
     kinds = {}
-    for kind in (RunConfig, *configs.ALGORITHMS.values()):
+    for kind in (RunConfig, *configs.algorithms().values()):
         texts = configs.descriptions(kind)
         for name, type_ in configs.settings(kind).items():
             assert texts[name], f"{kind.__name__}.{name}"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import flax.linen as nn
 
-from crystaljax.agents.config import NETWORKS
-from crystaljax.agents.networks.base import ActorCritic, Features, QValues, count_parameters
+from crystaljax import plugins
+from crystaljax.agents.networks.base import ActorCritic, Features, Network, QValues, count_parameters
 from crystaljax.agents.networks.chgnet import CHGNetTrunk
 from crystaljax.agents.networks.megnet import MEGNet
 from crystaljax.agents.networks.mlp import MLP
@@ -16,17 +16,27 @@ from crystaljax.env import CrystalEnv
 
 __all__ = [
     "MLP",
-    "NETWORKS",
     "ActorCritic",
     "CHGNetTrunk",
     "Features",
     "GraphTransformer",
     "MEGNet",
+    "Network",
     "QValues",
     "count_parameters",
     "make_network",
     "make_trunk",
+    "network",
 ]
+
+
+def network(name: str) -> Network:
+    """The kind of network of that name; raises ``ValueError`` for an unknown one, with the known ones."""
+    offer = plugins.find(plugins.NETWORKS, name)
+    found = offer.load()
+    if not isinstance(found, Network):
+        raise plugins.PluginError(f"{offer} is {found!r}, no Network; mend it")
+    return found
 
 
 def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
@@ -35,22 +45,11 @@ def make_trunk(env: CrystalEnv, name: str | None = None) -> nn.Module:
     Raises:
         ValueError: for an unknown name, or a network that cannot read the observations.
     """
-    flat = env.observation_type == "flat"
-    fitting = "mlp" if flat else "transformer"
-    name = name or fitting
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}: use one of {NETWORKS}")
-    if (name == "mlp") != flat:
+    fitting = "mlp" if env.observation_type == "flat" else "transformer"
+    chosen = network(name or fitting)
+    if chosen.observation != env.observation_type:
         raise ValueError(f"the {name} network does not read {env.observation_type} observations; use {fitting!r}")
-    scale = env.objective.scale
-    if flat:
-        return MLP()
-    if name == "transformer":
-        return GraphTransformer(env.num_actions, scale)
-    if name == "megnet":
-        return MEGNet(env.num_actions, scale)
-    numbers = tuple(env.vocabulary.numbers[:-1].tolist())
-    return CHGNetTrunk(env.skeletons, numbers, scale, pretrained=name == "chgnet-pretrained")
+    return chosen.trunk(env)
 
 
 def make_network(

@@ -7,6 +7,7 @@ Flax module with the fields ``head_layers`` and ``activation``, which say what i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from crystaljax.agents.networks.noisy import NoisyDense
+from crystaljax.env import CrystalEnv
 from crystaljax.observation import ANGLE_SCALE, LENGTH_SCALE, GraphObservation, scaled
 
 LARGE_NEGATIVE = -1e9
@@ -33,6 +35,18 @@ class Features(NamedTuple):
 
     sites: jax.Array
     summary: jax.Array
+
+
+class Network(NamedTuple):
+    """A kind of trunk, as packages offer it by name (entry points of the group ``crystaljax.networks``).
+
+    Attributes:
+        trunk: environment to the trunk on its observations.
+        observation: those that it reads, ``graph`` or ``flat``.
+    """
+
+    trunk: Callable[[CrystalEnv], nn.Module]
+    observation: str = "graph"
 
 
 class Perceptron(nn.Module):

@@ -13,7 +13,8 @@ from jax.custom_batching import custom_vmap
 from crystaljax.agents.chgnet.geometry import Neighbours, at_scale, cells_of
 from crystaljax.agents.chgnet.model import FEATURES, Trunk
 from crystaljax.agents.chgnet.weights import pretrained
-from crystaljax.agents.networks.base import Features, focus_of, masked_mean
+from crystaljax.agents.networks.base import Features, Network, focus_of, masked_mean
+from crystaljax.env import CrystalEnv
 from crystaljax.observation import GraphObservation, scaled
 from crystaljax.skeleton import Skeleton
 
@@ -96,3 +97,12 @@ class CHGNetTrunk(nn.Module):
         if self.pretrained:
             return pretrained()["trunk"]
         return Trunk(parent=None).init(key, atoms, at_scale(cell))["params"]
+
+
+def _trunk(env: CrystalEnv, pretrained: bool) -> CHGNetTrunk:
+    numbers = tuple(env.vocabulary.numbers[:-1].tolist())
+    return CHGNetTrunk(env.skeletons, numbers, env.objective.scale, pretrained)
+
+
+NETWORK = Network(lambda env: _trunk(env, pretrained=False))
+PRETRAINED = Network(lambda env: _trunk(env, pretrained=True))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from crystaljax.agents.networks.base import (
     LARGE_NEGATIVE,
     Features,
+    Network,
     Perceptron,
     focus_of,
     global_features,
@@ -135,3 +136,6 @@ class MEGNet(nn.Module):
             bonds, sites, state = Block(self.encoder, self.sizes)(bonds, sites, state, ends, masks)
         pooled = Set2Set()(sites, observation.site_mask), Set2Set()(bonds, observation.edge_mask)
         return Features(sites, jnp.concatenate([*pooled, state]))
+
+
+NETWORK = Network(lambda env: MEGNet(env.num_actions, env.objective.scale))

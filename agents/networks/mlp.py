@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from crystaljax.agents.networks.base import Features
+from crystaljax.agents.networks.base import Features, Network
 
 
 class MLP(nn.Module):
@@ -19,3 +19,6 @@ class MLP(nn.Module):
 
     def __call__(self, observation: jax.Array) -> Features:
         return Features(jnp.zeros((0, 0)), observation)
+
+
+NETWORK = Network(lambda env: MLP(), observation="flat")

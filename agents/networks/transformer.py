@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from crystaljax.agents.networks.base import (
     LARGE_NEGATIVE,
     Features,
+    Network,
     focus_of,
     global_features,
     masked_mean,
@@ -106,3 +107,6 @@ class GraphTransformer(nn.Module):
             + nn.Dense(self.features, use_bias=False)(pairs.sum(axis=1))
             + nn.Dense(self.features)(global_features(observation, self.target_scale))
         )
+
+
+NETWORK = Network(lambda env: GraphTransformer(env.num_actions, env.objective.scale))

@@ -96,7 +96,7 @@ class Result:
         details: JSON-able facts worth keeping (iterations, fit residual, relaxed lattice ...).
         log: of a failure, the end of what the engine printed, if it prints; the store keeps the last 4,000 characters.
         caveats: what a reader must know of the value; ``None`` if nobody has looked, so that whoever shows it derives
-            them (:func:`crystaljax.dft_bridge.caveats.with_caveats`).
+            them (:func:`crystaljax.dft_bridge.engines.caveats.with_caveats`).
     """
 
     value: float

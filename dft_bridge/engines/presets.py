@@ -8,8 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import Crystal, Result
+from crystaljax.dft_bridge.engines.caveats import with_caveats
 from crystaljax.dft_bridge.engines.checks import (
     bulk_modulus,
     check_property,

@@ -18,8 +18,8 @@ from ase.db.core import now
 from ase.formula import Formula
 
 from crystaljax import caveats
-from crystaljax.dft_bridge.caveats import with_caveats
 from crystaljax.dft_bridge.engines.base import NO_TEXT, Crystal, Result, check_plain
+from crystaljax.dft_bridge.engines.caveats import with_caveats
 from crystaljax.dft_bridge.keys import KeyRing
 from crystaljax.status import Status
 

@@ -29,10 +29,8 @@ from pathlib import Path
 from crystaljax import library
 from crystaljax.dft_bridge import Bridge, Request, Store
 from crystaljax.dft_bridge.store.verify import verify
+from crystaljax.dft_bridge.testing import FakeEngine, fake_value
 from crystaljax.status import Status
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fake_engines import FakeEngine, fake_value  # noqa: E402
 
 HOSTS = 2
 PORT = 12049

@@ -1,4 +1,10 @@
-"""Engines without physics, picklable, for tests and benchmarks of the bridge."""
+"""Engines without physics: to test what uses a bridge without DFT, and what becomes of failures.
+
+    with Bridge(FakeEngine(fail_element=10), "results.db", workers=2) as bridge:
+        env, params = crystaljax.make("BandGap-C1-v0", evaluator=bridge)
+
+Their fields tell them what to do. They are small and picklable, and worker processes can import their module.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +13,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,7 +27,7 @@ from crystaljax.status import Status
 
 
 def fake_value(numbers: np.ndarray, scale: float = 1.0) -> float:
-    """A number that every equivalent labeling shares: a smooth function of the composition."""
+    """The value of a crystal of these atomic numbers, int [N]: from 0 to 5, the same for every order of the sites."""
     return float(scale * (np.asarray(numbers, dtype=float) ** 1.5).sum() % 5.0)
 
 
@@ -145,23 +150,6 @@ class FakeBatchEngine(FakeEngine):
         """The size of every batch so far, in order."""
         path = Path(self.batches_log)
         return [int(line) for line in path.read_text().split()] if path.exists() else []
-
-
-def worker_facts() -> tuple[list[str], str, bool, bool]:
-    """Heavy modules loaded in a worker with GPAW's engine, its thread count, and whether it is isolated."""
-    import crystaljax.dft_bridge.engines.gpaw  # noqa: F401
-
-    heavy = [name for name in ("jax", "flax", "gymnax", "pytest") if name in sys.modules]
-    return heavy, os.environ["OMP_NUM_THREADS"], os.getpgid(0) == os.getpid()
-
-
-def xla_threads() -> tuple[set[int], int]:
-    """The cores this process may run on, and the width of XLA's thread pool in it."""
-    import jax
-
-    jax.numpy.ones(3).block_until_ready()
-    names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
-    return os.sched_getaffinity(0), sum("XLAEigen" in name for name in names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_pwx
 import numpy as np
 from ase import Atoms
 from ase.formula import Formula
@@ -30,6 +29,7 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from pymatgen.core import Lattice, Structure
 
+from benchmarks import fake_pwx
 from crystaljax.agents.comparison import write_report
 from crystaljax.agents.config import RunConfig, from_table, load, read_toml
 from crystaljax.agents.journal import History, Journal, history_at

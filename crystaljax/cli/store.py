@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from crystaljax.cli.exit_codes import PROBLEMS
+
 if TYPE_CHECKING:
     from crystaljax.dft_bridge.store.merge import Merged
 
-PROBLEMS = 1
-"""Exit code if something is wrong in a store or a file: ``verify`` found it, others left it out."""
 SHOWN = 20
 """Problems and conflicts that are printed one by one."""
 
