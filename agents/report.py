@@ -184,7 +184,7 @@ def draw_curve(path: Path, env: CrystalEnv, metrics: list[dict[str, Any]], origi
     axes.axhline(env.objective.best_reward, color="0.6", lw=0.8, ls="--")
     axes.set_xlabel("Distinct crystals evaluated (count)")
     axes.set_ylabel("Reward of an episode (dimensionless)")
-    title = f"{env.name}, {agent}: {origin.objective.text()}"
+    title = f"{env.name}, {agent}, {origin.objective.title}"
     axes.set_title(viewer.plain(title), loc="left", fontsize=11)
     axes.grid(color="0.92")
     axes.set_axisbelow(True)
@@ -199,7 +199,7 @@ def best_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:
     evaluated = len(ledger.crystals) - ledger.refused
     best = ledger.best(BEST_COUNT)
     table = _crystal_table(env, best)
-    table.title = f"Best crystals, {env.name} ({origin.objective.text()})"
+    table.title = f"Best crystals, {env.name} ({origin.objective.title})"
     table.caption = (
         f"{ledger.episodes} episodes, {evaluated} distinct crystals evaluated, {ledger.refused} refused without a "
         f"calculation. Values: {origin.label}{_explained(env, best)}"
@@ -211,7 +211,7 @@ def designs_table(env: CrystalEnv, ledger: Ledger, origin: Origin) -> Table:
     """Every distinct crystal that a policy designed, the best first."""
     by_reward = sorted(ledger.crystals, key=lambda crystal: -crystal.reward)
     table = _crystal_table(env, by_reward)
-    table.title = f"Designs for {env.name} ({origin.objective.text()})"
+    table.title = f"Designs for {env.name} ({origin.objective.title})"
     table.caption = (
         f"{ledger.episodes} episodes, mean reward {ledger.mean_reward:.4f}, {len(ledger.crystals)} distinct crystals. "
         f"Values: {origin.label}{_explained(env, by_reward)}"

@@ -229,7 +229,7 @@ def _render(env: CrystalEnv, params: EnvParams, shown: dict[str, Any], mode: str
         status = Status(int(shown["status"]))
         told = [f"{name} {float(value):.4g}" for name, value in shown["values"].items()]
         text += f", {' '.join(told)}" if status == Status.OK else f", {status.name}"
-    return f"{text} ({env.objective.with_targets(params.target).text()})"
+    return f"{text} ({env.objective.with_targets(params.target).title})"
 
 
 def _refuse_render_mode(mode: str | None) -> None:

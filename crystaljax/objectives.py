@@ -303,8 +303,16 @@ class Objective:
             return functools.reduce(jnp.multiply, powers)
         return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / sum(weights)
 
+    @property
+    def title(self) -> str:
+        """For people: ``target 1.12 eV``, or all terms."""
+        only = self.terms[0]
+        if len(self.targets) == 1 and isinstance(only.score, Near | Share):
+            return f"target {only.targets[0]:g} {only.property.unit}".rstrip()
+        return self.text()
+
     def text(self) -> str:
-        """For people, and for :func:`parse` where the terms can be written so."""
+        """For :func:`parse`, where the terms can be written so."""
         return " ".join(term.text() for term in self.terms)
 
 

@@ -1,7 +1,7 @@
 """Outcome codes of a property calculation.
 
 A failed calculation is an outcome of the task, never an exception in the training loop: every evaluator returns
-``(value, status)`` and the reward of a failure is part of the task (see :mod:`crystaljax.rewards`).
+values and a status, and the reward of a failure is part of the task (see :mod:`crystaljax.objectives`).
 """
 
 from __future__ import annotations

@@ -104,10 +104,13 @@ class DelayedEvaluation:
         targets = np.asarray(info["target"], np.float32).reshape(-1, *shape)
         targets = np.broadcast_to(targets, (count, *shape))[ended]
         if self._given is not None and (targets != self._target).any():
-            aims = ", ".join(f"{target:g}" for target in sorted(set(targets.ravel().tolist())))
+            aims, own = (
+                ", ".join(f"{target:g}" for target in sorted(set(some.ravel().tolist())))
+                for some in (targets, self._target)
+            )
             raise ValueError(
-                f"episodes aimed at {aims}, the evaluation is for {self._target.tolist()}; leave out its target, then "
-                "each reward is for the target of its episode"
+                f"episodes aimed at {aims}, the evaluation is for {own}; leave out its target, then each reward is for "
+                "the target of its episode"
             )
         return targets
 

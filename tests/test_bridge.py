@@ -238,6 +238,24 @@ def test_rewards_of_the_environment_equal_a_direct_calculation(engine, path, tas
     assert not np.asarray(reward)[~np.asarray(terminated)].any()
 
 
+def test_several_properties_of_a_crystal_make_one_outcome(engine, path):
+    """Each property is a result of its own in the store, so a later question about one of them costs nothing."""
+    asked = ("band_gap", "density")
+    with Bridge(dataclasses.replace(engine, refuse_element=HYDROGEN), path, workers=1) as bridge:
+        bound = bridge.bind(Problem((C1,), asked))
+        numbers = jnp.array([[3, 9, 9, 9, 8], [9, 3, 9, 9, 8], [1, 9, 9, 9, 8], [4, 9, 9, 9, 8]], jnp.int32)
+        pending = jnp.array([True, True, True, False])
+        values, status = jax.jit(jax.vmap(bound.query, (0, None, 0)))(numbers, jnp.int32(0), pending)
+        bound.check()
+        gap = fake_value(np.asarray(numbers[0]))
+        np.testing.assert_allclose(values, [[gap, gap], [fake_value([9, 3, 9, 9, 8])] * 2, [0, 0], [0, 0]], rtol=1e-6)
+        assert status.tolist() == [Status.OK, Status.OK, Status.ODD_ELECTRONS, Status.OK]
+        made = bridge.stats().calls
+        assert bound.caveats([(np.asarray(numbers[0]), 0)]) == [()]
+        assert [r.value for r in bridge.evaluate(requests_of([3, 9, 9, 9, 8], property_name="density"))] == [gap]
+        assert bridge.stats().calls == made == len(engine.calculations())
+
+
 def test_an_environment_on_a_bridge_can_be_deep_copied(engine, path):
     with inline(engine, path) as bridge:
         env, params = crystaljax.make("BandGap-C1-v0", evaluator=bridge)

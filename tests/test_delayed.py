@@ -190,6 +190,33 @@ def test_every_lane_gets_the_reward_of_its_own_target(delayed, tmp_path):
     order = np.argsort(arrivals.tickets)
     np.testing.assert_array_equal(arrivals.tickets[order], np.arange(LANES))
     valid = arrivals.statuses[order] == Status.OK
-    expected = np.where(valid, np.exp(-((np.asarray(targets) - arrivals.values[order]) ** 2)), -1.0)
+    expected = np.where(valid, np.exp(-((np.asarray(targets) - arrivals.values[order, 0]) ** 2)), -1.0)
     assert valid.sum() > 2
     np.testing.assert_allclose(arrivals.rewards[order], expected, rtol=1e-5)
+
+
+def test_a_crystal_arrives_when_all_its_properties_have(tmp_path):
+    asked = ["band_gap=1+-1", "density<=2+-1"]
+    env, params = crystaljax.make("BandGap-C1-v0", evaluator=Deferred(), objective=asked)
+    env = DelayedRewards(env, LANES)
+    _, info = rollout(env, params)
+    engine = FakeEngine(log=str(tmp_path / "log"), refuse_element=1)
+    with inline(engine, tmp_path / "results.db") as bridge:
+        evaluation = DelayedEvaluation(bridge, env)
+        sent = evaluation.send(info)
+        assert evaluation.outstanding == sent
+        arrivals = evaluation.receive(wait=None)
+        assert evaluation.outstanding == 0
+    assert sorted(arrivals.tickets) == sorted(np.asarray(info["ticket"])[np.asarray(info["terminated"])])
+    where = {int(ticket): place for place, ticket in np.ndenumerate(np.asarray(info["ticket"]))}
+    for ticket, values, status, reward in zip(*arrivals, strict=True):
+        numbers = env.vocabulary.numbers[np.asarray(info["elements"])[where[int(ticket)]]]
+        if 1 in numbers:
+            assert status == Status.ODD_ELECTRONS and reward == -1.0 and np.isnan(values).all()
+            continue
+        value = fake_value(numbers)  # the engine has one number for both
+        np.testing.assert_allclose(values, [value, value], rtol=1e-6)
+        expected = np.exp(-((1.0 - value) ** 2) - max(value - 2.0, 0.0) ** 2)
+        np.testing.assert_allclose(reward, expected, rtol=1e-5)
+    crystals = {str(numbers) for numbers in engine.calculations()}
+    assert len(engine.calculations()) == 2 * len(crystals), "each property of each crystal once"

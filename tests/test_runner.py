@@ -18,8 +18,9 @@ import pytest
 from ase.io import read as read_atoms
 
 import crystaljax
-from crystaljax import plugins
+from crystaljax import plugins, tables
 from crystaljax.agents import config as configs
+from crystaljax.agents.comparison import write_report
 from crystaljax.agents.config import RunConfig
 from crystaljax.agents.hyperparameters import (
     AnnealingConfig,
@@ -35,9 +36,10 @@ from crystaljax.agents.hyperparameters import (
 )
 from crystaljax.agents.ledger import Ledger, formula
 from crystaljax.agents.runner import build_agent, build_env, sweep, train
+from crystaljax.agents.runs import read_all
 from crystaljax.evaluators import UNRELAXED_DENSITY, BoundEvaluator
 from crystaljax.library import perovskite
-from crystaljax.run_folder import read_sweep
+from crystaljax.run_folder import read_best, read_sweep
 from crystaljax.status import Status
 
 pytestmark = pytest.mark.usefixtures("compilation_cache")
@@ -418,3 +420,37 @@ def test_runs_of_earlier_versions_say_so(tmp_path):
     (tmp_path / "config.json").write_text('{"task": "Density-C1-v0", "lanes": 16, "agent": "ppo", "skeletons": []}')
     with pytest.raises(ValueError, match="this version can read.*unknown key 'lanes'.*start the run anew"):
         configs.load(tmp_path)
+
+
+def test_a_run_for_two_properties_is_resumed_and_reported(tmp_path):
+    asked = ("band_gap=3", "density<=4+-1*2")
+    config = RunConfig(
+        task="BandGap-Rocksalt-Table-v0",
+        objective=asked,
+        network="mlp",
+        algorithm=PPOConfig(lanes=8, steps=2),
+        episodes=48,
+        checkpoint_every=2,
+    )
+    whole = train(config, "table", tmp_path / "whole")
+    assert not whole.interrupted
+    best = read_best(tmp_path / "whole")
+    assert best["objective"] == " ".join(asked) and best["task"] == "BandGap-Density-RocksaltAB"
+    assert best["properties"]["density"] == {"unit": "g/cm3", "low": None, "high": 4.0, "tolerance": 0.25}
+    tables_of = {name: tables.load(f"{name}-RocksaltAB") for name in ("band_gap", "density")}
+    for crystal in best["crystals"]:
+        for name, table in tables_of.items():
+            assert crystal["values"][name] == pytest.approx(table.entry(crystal["elements"]).value, rel=1e-6)
+        gap, density = crystal["values"].values()
+        assert crystal["reward"] == pytest.approx(np.exp(-((gap - 3) ** 2) - 2 * max(density - 4, 0) ** 2), rel=1e-4)
+    cif = (tmp_path / "whole" / best["crystals"][0]["file"]).read_text()
+    assert "# band_gap: " in cif and "# density: " in cif and f"# objective: {best['objective']}" in cif
+    with pytest.raises(ValueError, match="the settings are not those of the run"):
+        other = dataclasses.replace(config, objective=("band_gap=3",))
+        train(other, "table", tmp_path / "whole", resume=True)
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    assert all({"mean_band_gap", "mean_density"} <= json.loads(line).keys() for line in lines)
+    report = tmp_path / "report.md"
+    write_report(read_all([tmp_path / "whole"]), report)
+    text = report.read_text()
+    assert "a band gap within 0.25 eV of 3" in text and "a density at most 4 g/cm3" in text
