@@ -26,6 +26,7 @@ from crystaljax.agents.hyperparameters import GaussianProcessConfig, NeutralConf
 from crystaljax.agents.ledger import REFUSED
 from crystaljax.delayed import NO_TICKET, DelayedRewards
 from crystaljax.env import CrystalEnv, EnvParams
+from crystaljax.objectives import Objective
 from crystaljax.status import Status
 from crystaljax.symmetry import canonical_numbers, count_distinct
 
@@ -53,7 +54,7 @@ class ProposerState:
         env_params: parameters of the environment.
         designs: crystals proposed so far, leaves [M, ...].
         values, status: float32 [M, P] and int32 [M], theirs; ``PENDING`` until they come, and where there is none.
-        theta: float32 [2, 8], hyperparameters of the model, and
+        theta: float32 [P, 2, 8], hyperparameters of the model, and
         fitted: int32 [], the number of crystals by which they were chosen.
     """
 
@@ -206,57 +207,74 @@ def joined(parts: list[Crystals]) -> Crystals:
     )
 
 
-def propose(space: Space, config: SearchConfig, history: dict[str, Any], size: int) -> tuple[Crystals, Any, int]:
-    """The next crystals, at most ``size``, hyperparameters [2, 8] and the data they were chosen by. On the host.
+def propose(
+    space: Space, config: SearchConfig, objective: Objective, history: dict[str, Any], size: int
+) -> tuple[Crystals, Any, int]:
+    """The next crystals, at most ``size``, hyperparameters [P, 2, 8] and the data they were chosen by. On the host.
 
     Args:
-        history: ``genes`` [M, N], ``skeleton``, ``value``, ``status`` and ``reward`` [M] with ``count`` crystals in it;
-            ``grid`` and ``curve`` [G], rewards of values, and ``failure``, the reward of none; ``target``, ``seed``,
-            ``theta`` and ``fitted``; ``property``.
+        history: ``genes`` [M, N], ``skeleton``, ``values`` [M, P], ``status`` and ``reward`` [M] with ``count``
+            crystals in it; ``grid`` [P, G], values of each property, and ``curve`` [..., G], rewards of the values of a
+            single property, or scores of each term; ``target`` [P], ``seed``, ``theta`` and ``fitted``.
     """
     history = {name: np.asarray(leaf) for name, leaf in history.items()}
     count, seed = int(history["count"]), int(history["seed"])
     proposed = space.crystals(Designs(history["genes"][:count], history["skeleton"][:count]))
-    value, status, reward = (history[name][:count] for name in ("value", "status", "reward"))
+    values, status, reward = (history[name][:count] for name in ("values", "status", "reward"))
     theta, fitted = history["theta"].astype(float), int(history["fitted"])
     pending = status == Status.PENDING
     # An engine that refuses one odd number of electrons refuses all.
     even = bool((status == Status.ODD_ELECTRONS).any())
-    values = np.where(status == Status.OK, value, np.nan)
-    point_mass = POINT_MASS.get(history["property"].item(), -np.inf)
+    values = np.where((status == Status.OK)[:, None], values, np.nan)
+    point_mass = np.array([POINT_MASS.get(name, -np.inf) for name in objective.names])
+    prior_values = space.prior_values.reshape(-1, len(point_mass))
     neutral = isinstance(config, NeutralConfig) or config.first_batch == "neutral"
-    anything = (values > point_mass).any() or (space.prior_values > point_mass).any()
+    anything = (np.concatenate([prior_values, values]) > point_mass).any(axis=0).all()
     if isinstance(config, NeutralConfig) or not anything:
         even &= not isinstance(config, NeutralConfig)
         return space.draw(seed, proposed.names, size, neutral, even), theta, fitted
 
-    from crystaljax.agents.surrogate import Observations, Surrogate
+    from crystaljax.agents.surrogate import Belief, DrawnWorth, ScoreCurve, Surrogate, Worth
 
     told = np.flatnonzero(~pending & (status != Status.CANCELLED) & ((status != Status.ODD_ELECTRONS) | (not even)))
-    best = float(reward[told].max(initial=float(history["failure"])))
+    best = float(reward[told].max(initial=objective.failure_reward))
     told = thinned(told, reward)
-    learned = len(told) + len(space.prior_values)
+    learned = len(told) + len(prior_values)
     choose = learned >= GROWTH * fitted
-    known = Observations(
-        np.concatenate([space.prior_features, space.of(proposed[told])]),
-        np.concatenate([space.prior_values, values[told]]),
-    )
-    model = Surrogate(
-        known,
-        reward[told],
-        space.features.slices,
-        theta,
-        choose,
-        point_mass=point_mass,
-        target=float(history["target"]),
-        grid=history["grid"].astype(float),
-        curve=history["curve"].astype(float),
-        best=best,
-        mean_weight=config.mean_weight,
-    )
+    features = np.concatenate([space.prior_features, space.of(proposed[told])])
+    known = np.concatenate([prior_values, values[told]])
+    beliefs = [
+        Belief(features, known[:, row], space.features.slices, theta[row], choose, point_mass[row], target)
+        for row, target in enumerate(history["target"].tolist())
+    ]
+    grid, curve = (history[name].astype(float) for name in ("grid", "curve"))
+    if len(beliefs) == 1:
+        dead = reward[told][~beliefs[0].alive[len(prior_values) :]]
+        worth = Worth(grid[0], curve[0], best, config.mean_weight, dead)
+    else:
+        terms = [
+            ScoreCurve(row, grid[row], scores, term.weight)
+            for term, row, scores in zip(objective.terms, rows_of(objective), curve, strict=True)
+        ]
+        dead = [known[~belief.alive, row] for row, belief in enumerate(beliefs)]
+        worth = DrawnWorth(
+            terms,
+            objective.combine,
+            best,
+            config.mean_weight,
+            objective.failure_reward,
+            np.array([np.mean(some[np.isfinite(some)]) if np.isfinite(some).any() else 0.0 for some in dead]),
+            np.array([np.mean(np.isnan(some)) if len(some) else 0.0 for some in dead]),
+        )
+    model = Surrogate(beliefs, worth)
     candidates, features = shortlist(space, config, model, proposed, reward, seed, even)
     chosen = model.batch(features, size, space.of(proposed[np.flatnonzero(pending)]))
     return candidates[chosen], model.theta, learned if choose else fitted
+
+
+def rows_of(objective: Objective) -> list[int]:
+    """Which property each term of an objective is about."""
+    return [objective.properties.index(term.property) for term in objective.terms]
 
 
 def thinned(told: np.ndarray, reward: np.ndarray) -> np.ndarray:
@@ -321,16 +339,14 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
         space = Space(env)
     delayed = isinstance(env, DelayedRewards)
     objective = env.objective
-    if isinstance(config, GaussianProcessConfig) and len(objective.targets) > 1:
-        raise ValueError(
-            f"agent gp aims at one target of one property, not at {objective.text()}; choose ga, ppo or dqn"
-        )
+    rows, count_properties = rows_of(objective), len(objective.names)
     start = np.zeros((2, 8), np.float32)
     grid_size = 0
     if isinstance(config, GaussianProcessConfig):
         from crystaljax.agents.surrogate import GRID, STARTS
 
         start, grid_size = STARTS.astype(np.float32), GRID
+    start = np.repeat(start[None], count_properties, axis=0)
 
     def init(key: jax.Array, env_params: EnvParams) -> ProposerState:
         designs = Designs(jnp.zeros((room, env.max_sites), jnp.int32), jnp.zeros(room, jnp.int32))
@@ -346,8 +362,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
         )
 
     def ask(history: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        history["property"] = np.array(objective.names[0])
-        found, theta, fitted = propose(space, config, history, lanes)
+        found, theta, fitted = propose(space, config, objective, history, lanes)
         genes, skeleton = np.zeros((lanes, space.sites), np.int32), np.zeros(lanes, np.int32)
         genes[: len(found)], skeleton[: len(found)] = found.designs
         if len(found):  # a batch that is not full is filled up with what does not count
@@ -356,28 +371,32 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
 
     def update(state: ProposerState) -> tuple[ProposerState, dict[str, jax.Array], Records]:
         count = state.update * lanes
-        value = state.values[:, 0]
         aims = jnp.asarray(state.env_params.target, jnp.float32)
-        target = jnp.ravel(aims)[0]
         answered = jnp.arange(room) < count
         valid = answered & (state.status == Status.OK)
-        low = jnp.minimum(jnp.where(valid, value, target).min(), target)
-        high = jnp.maximum(jnp.where(valid, value, target).max(), target)
-        span = jnp.maximum(high - low, jnp.abs(target) / 2)
-        grid = jnp.linspace(low - span, high + span, max(grid_size, 2))
+        grids, targets = [], []
+        for row in range(count_properties):
+            wanted = jnp.ravel(aims)[np.repeat(rows, [len(term.targets) for term in objective.terms]) == row]
+            value = state.values[:, row]
+            low = jnp.minimum(jnp.where(valid, value, wanted.min()).min(), wanted.min())
+            high = jnp.maximum(jnp.where(valid, value, wanted.max()).max(), wanted.max())
+            span = jnp.maximum(high - low, jnp.abs(wanted).max() / 2)
+            grids.append(jnp.linspace(low - span, high + span, max(grid_size, 2)))
+            targets.append(wanted.mean())
+        if count_properties == 1:
+            curve = objective.reward(grids[0], jnp.full(grids[0].shape, Status.OK), aims)[None]
+        else:
+            curve = jnp.stack(objective.scores(jnp.stack(grids, axis=-1), aims))
         history = {
             "genes": state.designs.genes,
             "skeleton": state.designs.skeleton,
-            "value": value,
+            "values": state.values,
             "status": state.status,
             "reward": objective.reward(state.values, state.status, aims),
             "count": count,
-            "grid": grid,
-            "curve": jnp.zeros_like(grid)
-            if len(objective.targets) > 1
-            else objective.reward(grid, jnp.full(grid.shape, Status.OK), aims),
-            "failure": jnp.float32(objective.failure_reward),
-            "target": target,
+            "grid": jnp.stack(grids),
+            "curve": curve,
+            "target": jnp.stack(targets),
             "seed": jax.random.bits(state.key, (), jnp.uint32),
             "theta": state.theta,
             "fitted": state.fitted,
@@ -386,7 +405,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
             jax.ShapeDtypeStruct((lanes, env.max_sites), jnp.int32),
             jax.ShapeDtypeStruct((lanes,), jnp.int32),
             jax.ShapeDtypeStruct((lanes,), jnp.bool_),
-            jax.ShapeDtypeStruct((2, 8), jnp.float32),
+            jax.ShapeDtypeStruct(start.shape, jnp.float32),
             jax.ShapeDtypeStruct((), jnp.int32),
         )
         genes, skeleton, is_new, theta, fitted = jax.pure_callback(ask, shapes, history, vmap_method="sequential")
@@ -431,6 +450,8 @@ def read_prior(name: str, env: CrystalEnv) -> tables.Table:
     Raises:
         ValueError: it is of another property, of a structure of the environment itself, or damaged.
     """
+    if len(env.objective.names) > 1:
+        raise ValueError(f"a prior teaches one property, not {' and '.join(env.objective.names)}; leave out prior")
     table = tables.load(name) if name in tables.shipped() else tables.read(name)
     if (table.property,) != env.objective.names:
         raise ValueError(

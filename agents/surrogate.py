@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage, optimize, stats
 from scipy.linalg import cho_solve, solve_triangular
+from scipy.stats import qmc
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Hyperparameter, Kernel
@@ -36,6 +37,8 @@ PRIOR_WIDTH = 1.0
 """Standard deviation of the log-normal prior of hyperparameters around STARTS: few crystals determine none of them."""
 GRID = 2048
 """Points on which a curve of rewards is known."""
+DRAWN = 64
+"""Draws by which what several properties are worth is estimated."""
 WIDTHS = 40
 """Standard deviations for which its expectations are tabulated."""
 
@@ -148,6 +151,11 @@ class Posterior(NamedTuple):
     covariance: np.ndarray
     noise: float
 
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviations [C]."""
+        return np.sqrt(np.maximum(np.diag(self.covariance), 1e-9))
+
 
 def given(row: int, covariance: np.ndarray, noise: float) -> np.ndarray:
     """Covariance [C, C] once the crystal of a row is observed with that noise (a variance), whatever comes out."""
@@ -218,78 +226,170 @@ class Expectation:
         return ndimage.map_coordinates(self._table, at, order=1, mode="nearest")
 
 
-@dataclasses.dataclass(frozen=True)
-class Observations:
-    """What is known: features [n, F] and values [n], NaN where there is none."""
+class Marginal(NamedTuple):
+    """Of a property at C crystals: probability of a value worth the name, and mean and deviation of it, [C] each."""
 
-    features: np.ndarray
-    values: np.ndarray
+    alive: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
-class Surrogate:
-    """Scores crystals by expected improvement plus a little of the expected reward."""
+class Belief:
+    """What is believed of one property: which crystals have a value worth the name, and what it is."""
 
     def __init__(
         self,
-        known: Observations,
-        rewards: np.ndarray,
+        features: np.ndarray,
+        values: np.ndarray,
         slices: Sequence[slice],
         theta: np.ndarray,
         choose: bool,
-        *,
         point_mass: float,
         target: float,
-        grid: np.ndarray,
-        curve: np.ndarray,
-        best: float,
-        mean_weight: float,
     ):
         """
         Args:
-            known: all outcomes that tell something, at least one; those of other problems come first.
-            rewards: [r], of the last ``r`` of them: those of this problem.
+            features: [n, F], of all outcomes that tell something, at least one.
+            values: [n], NaN where there is none.
             slices: of the features' blocks.
             theta: hyperparameters [2, 8] of the two processes, from which to start.
             choose: whether to choose hyperparameters by the evidence.
             point_mass: a value up to here is like none: metals have no gap.
             target: where values are expected before there are any.
-            grid, curve: rewards of values.
-            best: reward to improve on.
-            mean_weight: weight of the expected reward.
         """
         with np.errstate(invalid="ignore"):
-            alive = np.isfinite(known.values) & (known.values > point_mass)
+            alive = np.isfinite(values) & (values > point_mass)
+        self.alive = alive
+        """bool [n]: which outcomes are a value worth the name."""
         self._has_both = 0 < alive.sum() < len(alive)
         self._share = (alive.sum() + 0.5) / (len(alive) + 1.0)
         labels = np.where(alive, 1.0, -1.0)
         enough = choose and min(alive.sum(), (~alive).sum()) >= 3
         self._label = labels.mean()
-        self._class = Process.fit(
-            known.features, labels - self._label, CrystalKernel(slices, theta[0]), STARTS[0] if enough else None
-        )
-        values = known.values[alive]
+        kernel = CrystalKernel(slices, theta[0])
+        self._class = Process.fit(features, labels - self._label, kernel, STARTS[0] if enough else None)
+        values = values[alive]
         guess = max(abs(target) / 2, 1e-6)
         self._scale = max(values.std(), 0.1 * guess) if len(values) >= 4 else guess
         self._center = values.mean() if len(values) else target
-        process = CrystalKernel(slices, theta[1])
-        where = known.features[alive] if len(values) else known.features[:1]
+        where = features[alive] if len(values) else features[:1]
         targets = (values - self._center) / self._scale if len(values) else np.zeros(1)
-        self._value = Process.fit(where, targets, process, STARTS[1] if choose and len(values) >= 6 else None)
+        kernel = CrystalKernel(slices, theta[1])
+        self._value = Process.fit(where, targets, kernel, STARTS[1] if choose and len(values) >= 6 else None)
         self.theta = np.stack([self._class.kernel.theta, self._value.kernel.theta])
-        improvement = np.maximum(curve - best, 0.0) + mean_weight * curve
-        self._expected = Expectation(grid, improvement)
-        dead = rewards[~alive[len(alive) - len(rewards) :]]
-        self._dead = float(np.mean(np.maximum(dead - best, 0.0) + mean_weight * dead)) if len(dead) else 0.0
 
-    def _compose(self, label: np.ndarray, label_deviation: np.ndarray, value: np.ndarray, deviation: np.ndarray) -> Any:
+    @property
+    def processes(self) -> tuple[Process, Process]:
+        """Of labels and of values."""
+        return self._class, self._value
+
+    def marginal(
+        self, label: np.ndarray, label_deviation: np.ndarray, value: np.ndarray, deviation: np.ndarray
+    ) -> Marginal:
+        """From means and standard deviations [C] of the two processes."""
         spread = np.sqrt(label_deviation**2 + self._class.kernel.noise)
         alive = stats.norm.cdf((label + self._label) / spread) if self._has_both else self._share
-        worth = self._expected(self._center + self._scale * value, self._scale * deviation)
-        return alive * worth + (1 - alive) * self._dead
+        return Marginal(alive, self._center + self._scale * value, self._scale * deviation)
+
+
+class Worth:
+    """Expected improvement plus a little of the expected reward, of crystals with one property: exact."""
+
+    def __init__(self, grid: np.ndarray, curve: np.ndarray, best: float, mean_weight: float, dead: np.ndarray):
+        """
+        Args:
+            grid, curve: rewards of values, [G] each.
+            best: reward to improve on.
+            mean_weight: weight of the expected reward.
+            dead: rewards of outcomes without a value worth the name.
+        """
+        self._best, self._mean_weight = best, mean_weight
+        self._expected = Expectation(grid, self._of(curve))
+        self._dead = float(np.mean(self._of(dead))) if len(dead) else 0.0
+
+    def _of(self, reward: np.ndarray) -> np.ndarray:
+        return np.maximum(reward - self._best, 0.0) + self._mean_weight * reward
+
+    def __call__(self, marginals: Sequence[Marginal]) -> np.ndarray:
+        (only,) = marginals
+        return only.alive * self._expected(only.mean, only.deviation) + (1 - only.alive) * self._dead
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreCurve:
+    """A term of an objective: the row of its property, its scores on an even grid of values, and its weight."""
+
+    row: int
+    grid: np.ndarray
+    scores: np.ndarray
+    weight: float
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        return np.interp(values, self.grid, self.scores)
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnWorth:
+    """The same for several properties, whose rewards have no table: a mean over draws, the same ones each time.
+
+    Attributes:
+        terms: of the objective.
+        combine: ``product`` or ``sum``, as in :class:`crystaljax.objectives.Objective`.
+        best, mean_weight: as :class:`Worth`.
+        failure: reward of a crystal that has not all values.
+        dead: value [P] of each property where it has none worth the name, as metals have no gap.
+        failed: share [P] of failures among those.
+    """
+
+    terms: Sequence[ScoreCurve]
+    combine: str
+    best: float
+    mean_weight: float
+    failure: float
+    dead: np.ndarray
+    failed: np.ndarray
+
+    def __call__(self, marginals: Sequence[Marginal]) -> np.ndarray:
+        draws = qmc.Sobol(len(marginals) + 2, seed=0).random(DRAWN)
+        total = 0.0
+        for draw in np.clip(draws, 1e-6, 1 - 1e-6):
+            lives, fails, *normal = draw
+            values, sound = [], True
+            for row, (marginal, z) in enumerate(zip(marginals, stats.norm.ppf(normal), strict=True)):
+                # One draw decides for all properties: what fails, fails as a whole.
+                alive = lives < marginal.alive
+                sound = sound & (alive | (fails >= self.failed[row]))
+                values.append(np.where(alive, marginal.mean + marginal.deviation * z, self.dead[row]))
+            reward = np.where(sound, self._combined([term(values[term.row]) for term in self.terms]), self.failure)
+            total = total + np.maximum(reward - self.best, 0.0) + self.mean_weight * reward
+        return total / DRAWN
+
+    def _combined(self, scores: list[np.ndarray]) -> np.ndarray:
+        weights = [term.weight for term in self.terms]
+        if self.combine == "product":
+            return np.prod([score**weight for score, weight in zip(scores, weights, strict=True)], axis=0)
+        return np.average(scores, axis=0, weights=weights)
+
+
+class Surrogate:
+    """Scores crystals by what is believed of their properties, and what that is worth."""
+
+    def __init__(self, beliefs: Sequence[Belief], worth: Worth | DrawnWorth):
+        self._beliefs, self._worth = beliefs, worth
+
+    @property
+    def theta(self) -> np.ndarray:
+        """Hyperparameters [P, 2, 8]."""
+        return np.stack([belief.theta for belief in self._beliefs])
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Of crystals [C, F], each by itself."""
-        return self._compose(*self._class.marginals(features), *self._value.marginals(features))
+        return self._worth(
+            [
+                belief.marginal(*(x for process in belief.processes for x in process.marginals(features)))
+                for belief in self._beliefs
+            ]
+        )
 
     def batch(self, features: np.ndarray, size: int, pending: np.ndarray) -> list[int]:
         """Rows of ``size`` crystals of [C, F], one by one, as if what was chosen had come out as expected (GP-BUCB).
@@ -297,17 +397,27 @@ class Surrogate:
         ``pending`` crystals [K, F] are treated as chosen already.
         """
         everyone = np.concatenate([features, pending])
-        label, value = (process.joint(everyone) for process in (self._class, self._value))
-        covariances = [label.covariance, value.covariance]
+        joint = [[process.joint(everyone) for process in belief.processes] for belief in self._beliefs]
         available = np.arange(len(everyone)) < len(features)
-        noises = label.noise, value.noise
         for row in range(len(features), len(everyone)):
-            covariances = [given(row, *pair) for pair in zip(covariances, noises, strict=True)]
+            joint = _observed(joint, row)
         chosen = []
         for _ in range(min(size, len(features))):
-            deviations = [np.sqrt(np.maximum(np.diag(covariance), 1e-9)) for covariance in covariances]
-            scores = self._compose(label.mean, deviations[0], value.mean, deviations[1])
+            scores = self._worth(
+                [
+                    belief.marginal(*(x for posterior in pair for x in (posterior.mean, posterior.deviation)))
+                    for belief, pair in zip(self._beliefs, joint, strict=True)
+                ]
+            )
             chosen.append(int(np.argmax(np.where(available, scores, -np.inf))))
             available[chosen[-1]] = False
-            covariances = [given(chosen[-1], *pair) for pair in zip(covariances, noises, strict=True)]
+            joint = _observed(joint, chosen[-1])
         return chosen
+
+
+def _observed(joint: list[list[Posterior]], row: int) -> list[list[Posterior]]:
+    """All posteriors once the crystal of a row is observed."""
+    return [
+        [posterior._replace(covariance=given(row, posterior.covariance, posterior.noise)) for posterior in pair]
+        for pair in joint
+    ]

@@ -286,13 +286,17 @@ class Objective:
         values = values[..., None] if values.ndim == jnp.ndim(status) else values
         target = target[..., None] if len(self.targets) == 1 else target
         valid = (status == Status.OK) & jnp.isfinite(values).all(axis=-1)
-        safe = jnp.where(valid[..., None], values, 0.0)
+        scores = self.scores(jnp.where(valid[..., None], values, 0.0), target)
+        return jnp.where(valid, self._combined(scores), self.failure_reward).astype(jnp.float32)
+
+    def scores(self, values: jax.Array, targets: jax.Array) -> list[jax.Array]:
+        """Of each term, for sound values [..., P] and targets [..., T]; leading axes broadcast."""
         scores, place = [], 0
         for term in self.terms:
-            own = [target[..., place + index] for index in range(len(term.targets))]
-            scores.append(term.score(safe[..., self.properties.index(term.property)], *own))
+            own = [targets[..., place + index] for index in range(len(term.targets))]
+            scores.append(term.score(values[..., self.properties.index(term.property)], *own))
             place += len(own)
-        return jnp.where(valid, self._combined(scores), self.failure_reward).astype(jnp.float32)
+        return scores
 
     def _combined(self, scores: list[jax.Array]) -> jax.Array:
         weights = [term.weight for term in self.terms]

@@ -185,10 +185,10 @@ def test_expectations_of_a_curve_are_those_of_quadrature():
 
 def surrogate(space, features, values, rewards, **changes):
     grid = np.linspace(-6.0, 12.0, model.GRID)
-    options = {"point_mass": 0.05, "target": 3.0, "grid": grid, "curve": np.exp(-((3.0 - np.maximum(grid, 0)) ** 2))}
-    options |= {"best": float(rewards.max()), "mean_weight": 0.02} | changes
-    known = model.Observations(features, values)
-    return model.Surrogate(known, rewards, space.features.slices, model.STARTS, True, **options)
+    belief = model.Belief(features, values, space.features.slices, model.STARTS, True, point_mass=0.05, target=3.0)
+    curve = np.exp(-((3.0 - np.maximum(grid, 0)) ** 2))
+    options = {"best": float(rewards.max()), "mean_weight": 0.02} | changes
+    return model.Surrogate([belief], model.Worth(grid, curve, dead=rewards[~belief.alive], **options))
 
 
 def test_a_batch_begins_with_the_best_and_keeps_away_from_what_is_outstanding(small):
