@@ -238,7 +238,7 @@ class ScriptedEvaluation:
         if not due and wait:
             due = [min(self.open)]
         tickets = sorted(due, key=lambda ticket: ticket * 13 % 11)
-        values = np.array([fake_value(self.open.pop(ticket)) for ticket in tickets], np.float32)
+        values = np.array([fake_value(self.open.pop(ticket)) for ticket in tickets], np.float32)[:, None]
         statuses = np.full(len(tickets), Status.OK, np.int32)
         rewards = np.asarray(self.env.objective.reward(values, statuses, np.float32(self.target)))
         return Arrivals(np.array(tickets, np.int32), values, statuses, rewards)

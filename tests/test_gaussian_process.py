@@ -206,6 +206,25 @@ def test_a_batch_begins_with_the_best_and_keeps_away_from_what_is_outstanding(sm
     assert built.batch(features[others], 1, features[others[chosen[:1]]])[0] != chosen[0]
 
 
+def test_draws_estimate_what_the_table_knows():
+    """Of one property both ways are there; of two that are certain, the reward is that of their values."""
+    grid = np.linspace(-6.0, 12.0, model.GRID)
+    curve = np.exp(-((3.0 - np.maximum(grid, 0)) ** 2))
+    rng = np.random.default_rng(0)
+    marginal = model.Marginal(rng.uniform(0, 1, 50), rng.uniform(0, 6, 50), rng.uniform(0.1, 1.5, 50))
+    dead = np.array([-1.0, curve[np.searchsorted(grid, 0.0)], curve[np.searchsorted(grid, 0.0)], -1.0])
+    exact = model.Worth(grid, curve, 0.4, 0.1, dead)([marginal])
+    term = model.ScoreCurve(0, grid, curve, 1.0)
+    drawn = model.DrawnWorth([term], "product", 0.4, 0.1, -1.0, np.zeros(1), np.array([0.5]))([marginal])
+    assert np.abs(drawn - exact).max() < 0.05 and stats.spearmanr(drawn, exact).statistic > 0.97
+    sure = [model.Marginal(np.ones(3), np.array(mean), np.full(3, 1e-9)) for mean in ([3.0, 3.0, 2.0], [4.0, 6.0, 5.5])]
+    terms = [term, model.ScoreCurve(1, grid, np.exp(-(np.maximum(grid - 5.0, 0.0) ** 2)), 2.0)]
+    for combine, expected in (("product", [1, np.exp(-2), np.exp(-1.5)]), ("sum", [1, (1 + 2 * np.exp(-1)) / 3, None])):
+        worth = model.DrawnWorth(terms, combine, 0.0, 0.0, -1.0, np.zeros(2), np.ones(2))(sure)
+        for found, wanted in zip(worth, expected, strict=True):
+            assert wanted is None or found == pytest.approx(wanted, abs=1e-4)
+
+
 def test_values_beat_rewards_as_what_to_learn(small):
     """From a third of the crystals the model tells where good ones are among the others."""
     space, features, _ = small
@@ -228,6 +247,16 @@ def test_it_needs_fewer_calculations_than_random_search_over_neutral_formulas():
         for settings in (GaussianProcessConfig(updates=5, lanes=4), NeutralConfig(updates=5, lanes=4))
     ]
     assert np.mean(best[0]) > np.mean(best[1]) + 0.05 and min(best[0]) > 0.9, best
+
+
+def test_it_models_every_property_of_an_objective():
+    asked = ["band_gap=3+-0.5", "density=3+-0.5"]
+    env, params = crystaljax.make("BandGap-Zincblende-Table-v0", objective=asked, observation="flat", in_phase=True)
+    state, name, reward, _, _ = run(env, params, GaussianProcessConfig(updates=6, lanes=8))
+    assert len(np.unique(name, axis=0)) == 48 and state.theta.shape == (2, 2, 8)
+    assert reward.max() == pytest.approx(float(env.best_reward(params)), abs=1e-5), "of 171 crystals, after 48"
+    with pytest.raises(ValueError, match="a prior teaches one property, not band_gap and density"):
+        gp.make_gaussian_process(GaussianProcessConfig(prior="band_gap-RocksaltAB"), env)
 
 
 def test_one_seed_one_result_and_seeds_can_be_mapped(rocksalt):
