@@ -82,6 +82,7 @@ class Evaluator(Protocol):
 
     def bind(self, problem: Problem) -> BoundEvaluator:
         """The evaluator for that problem; raises ``ValueError`` if it cannot compute the property."""
+        ...
 
 
 class BudgetSpent(CrystalJAXError, RuntimeError):

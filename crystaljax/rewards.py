@@ -14,11 +14,13 @@ bulk modulus   ``-|p - v| / p``, at least -5, GPa      -5
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from crystaljax.status import Status
 
@@ -70,12 +72,12 @@ class Objective:
     best_reward: float
     targets: tuple[float, float] | None = None
 
-    @property
+    @builtins.property  # "property" is a field here
     def scale(self) -> float:
         """Size of a usual target, positive: networks and flat observations see targets in units of it."""
         return abs(self.target) or 1.0
 
-    @property
+    @builtins.property  # "property" is a field here
     def target_range(self) -> tuple[float, float]:
         """Lowest and highest target."""
         if self.targets is not None:
@@ -99,13 +101,15 @@ class Objective:
             )
         )
 
-    def reward(self, value: jax.Array, status: jax.Array, target: jax.Array) -> jax.Array:
+    def reward(
+        self, value: jax.Array | np.ndarray, status: jax.Array | np.ndarray, target: jax.Array | np.ndarray
+    ) -> jax.Array:
         """Reward of an evaluated crystal: float32, shape of ``value``.
 
         A status other than ``Status.OK`` and a value that is not finite earn the reward of a failure.
         """
         valid = (status == Status.OK) & jnp.isfinite(value)
-        reward = self.formula(jnp.where(valid, value, 0.0), target)
+        reward = self.formula(jnp.where(valid, value, 0.0), jnp.asarray(target))
         return jnp.where(valid, reward, self.failure_reward).astype(jnp.float32)
 
 
