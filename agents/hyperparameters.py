@@ -56,7 +56,8 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
+            name = field.name
+            value: Any = getattr(self, name)
             if is_traced(value):
                 if "float" not in str(field.type) or name in DECIDING:
                     raise TypeError(f"{name} decides what is compiled, so it cannot be mapped over; give a number")
@@ -65,7 +66,7 @@ class AlgorithmConfig:
                 raise ValueError(f"{name} is {value}; give at least 1")
             if isinstance(value, int) and value > LARGEST:
                 raise ValueError(f"{name} is {value}; give at most {LARGEST}")
-            if name == "first_batch" and value not in FIRST_BATCHES:
+            if name == "first_batch" and str(value) not in FIRST_BATCHES:
                 raise ValueError(f"first_batch is {value!r}; give one of {', '.join(FIRST_BATCHES)}")
             if name in POSITIVE and value <= 0:
                 raise ValueError(f"{name} {value} is not positive")

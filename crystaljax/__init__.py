@@ -9,23 +9,7 @@ from wrapt import register_post_import_hook
 
 from crystaljax.registration import register_gymnasium, register_gymnax
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "elements": ["Vocabulary"],
-        "env": ["CrystalEnv", "EnvParams", "EnvState"],
-        "errors": ["CrystalJAXError"],
-        "evaluators": ["UNRELAXED_DENSITY", "FunctionEvaluator", "TableEvaluator"],
-        "objectives": ["Objective", "Term"],
-        "observation": ["GraphObservation"],
-        "properties": ["Property"],
-        "skeleton": ["Skeleton"],
-        "status": ["Status"],
-        "structures": ["StructureError", "StructureWarning", "read_mp20", "to_skeleton"],
-        "tasks": ["make", "make_custom", "registered_tasks"],
-        "testing": ["api_test"],
-    },
-)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 register_post_import_hook(register_gymnax, "gymnax")
 register_post_import_hook(register_gymnasium, "gymnasium")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -59,17 +60,19 @@ def to_gymnasium_space(space: spaces.Space) -> gymnasium.Space:
         return gymnasium.spaces.Discrete(space.n)
     if isinstance(space, spaces.Dict):
         return gymnasium.spaces.Dict({key: to_gymnasium_space(value) for key, value in space.spaces.items()})
+    if not isinstance(space, spaces.Box):
+        raise TypeError(f"there is no Gymnasium space for {type(space).__name__}; use Discrete, Dict or Box")
     dtype = np.dtype(space.dtype)
     if dtype == np.bool_:
         return gymnasium.spaces.MultiBinary(space.shape)
     if dtype.kind == "i" and space.low == 0:
         count = int(space.high) + 1
         return (
-            gymnasium.spaces.MultiDiscrete(np.full(space.shape, count), dtype)
+            gymnasium.spaces.MultiDiscrete(np.full(space.shape, count), dtype.type)
             if space.shape
             else (gymnasium.spaces.Discrete(count))
         )
-    return gymnasium.spaces.Box(space.low, space.high, space.shape or (1,), dtype)
+    return gymnasium.spaces.Box(space.low, space.high, space.shape or (1,), dtype.type)
 
 
 def _plain(observation: Any) -> Any:
@@ -276,7 +279,7 @@ class GymnasiumEnv(gymnasium.Env):
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         if not self.action_space.contains(action):
-            raise ValueError(f"action {action!r} is not an integer in [0, {self.action_space.n})")
+            raise ValueError(f"action {action!r} is not an integer in [0, {self.env.num_actions})")
         told = self._run(_step_one, self._state, np.int32(action))
         self.env.evaluator.check()
         self._shown = told.info
@@ -354,11 +357,12 @@ class GymnasiumVectorEnv(VectorEnv):
         seeds = list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments; give one each, or one in all")
-        if None in seeds:
-            seeds = [_seed(self.np_random) if one is None else one for one in seeds]
+        given = [one for one in seeds if one is not None]
+        if len(given) < len(seeds):
+            given = [_seed(self.np_random) if one is None else one for one in seeds]
         else:
-            super().reset(seed=int(seeds[0]))
-        return jax.vmap(jax.random.key)(np.array(seeds, dtype=np.uint32))
+            super().reset(seed=int(given[0]))
+        return jax.vmap(jax.random.key)(np.array(given, dtype=np.uint32))
 
     def _mask(self, options: dict[str, Any]) -> np.ndarray:
         mask = np.asarray(options["reset_mask"])
@@ -378,7 +382,7 @@ class GymnasiumVectorEnv(VectorEnv):
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         actions = np.asarray(actions)
         if not self.action_space.contains(actions.astype(self.action_space.dtype)) or actions.dtype.kind not in "iu":
-            raise ValueError(f"actions must be {self.num_envs} integers in [0, {self.single_action_space.n})")
+            raise ValueError(f"actions must be {self.num_envs} integers in [0, {self.env.num_actions})")
         self._key, self._state, observation, reward, terminated, truncated, info = _step_lanes(
             self.env, self._key, self._state, actions.astype(np.int32), self.params
         )
@@ -481,5 +485,5 @@ def make_gymnasium_vector(
     """
     env, params = make(task_id, evaluator, target=target, **options)
     if max_episode_steps not in (None, -1, task(task_id).max_episode_steps):
-        params = params.replace(max_steps_in_episode=max_episode_steps)
+        params = dataclasses.replace(params, max_steps_in_episode=max_episode_steps)
     return GymnasiumVectorEnv(env, num_envs, params, render_mode)

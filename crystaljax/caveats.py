@@ -88,9 +88,9 @@ def derive(
         found.add(Caveat.NOT_RELAXED)
     if _strained(property_name, details, settings):
         found.add(Caveat.STRAINED)
-    new = _array(details, "lattice", (3, 3)), _array(details, "frac_coords", np.shape(frac_coords))
-    if "relaxed" in details and new[0] is not None and new[1] is not None and abs(np.linalg.det(new[0])) > 0:
-        if changed_bonds((lattice, frac_coords), new, numbers):
+    cell, coords = _array(details, "lattice", (3, 3)), _array(details, "frac_coords", np.shape(frac_coords))
+    if "relaxed" in details and cell is not None and coords is not None and abs(np.linalg.det(cell)) > 0:
+        if changed_bonds((lattice, frac_coords), (cell, coords), numbers):
             found.add(Caveat.CHANGED_BONDS)
     return tuple(caveat for caveat in Caveat if caveat in found)
 
@@ -134,7 +134,8 @@ def free_parameters(lattice: np.ndarray, frac_coords: np.ndarray, numbers: np.nd
         frac_coords: [N, 3].
         numbers: integer [N], atomic numbers.
     """
-    found = spglib.get_symmetry((lattice, frac_coords, np.asarray(numbers).tolist()), symprec=_SYMPREC)
+    crystal = np.asarray(lattice).tolist(), np.asarray(frac_coords).tolist(), np.asarray(numbers).tolist()
+    found = spglib.get_symmetry(crystal, symprec=_SYMPREC)
     if found is None:
         return 6, 3 * len(frac_coords) - 3
     rotations = found["rotations"].astype(float)

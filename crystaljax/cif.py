@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase.data import atomic_numbers
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from crystaljax import spacegroups
 from crystaljax.errors import CrystalJAXError
@@ -103,7 +103,7 @@ def element(text: str) -> str:
     return symbol
 
 
-def cell(lengths: Sequence[float], angles: Sequence[float]) -> np.ndarray:
+def cell(lengths: Sequence[float] | np.ndarray, angles: Sequence[float] | np.ndarray) -> np.ndarray:
     """float64 [3, 3], rows a, b, c in Å: c along z, a in the plane of x and z, as pymatgen has it.
 
     Args:
@@ -287,7 +287,7 @@ def _float(text: str, what: str) -> float:
 
 
 def _sites(block: Block, max_sites: int) -> list[_Site]:
-    columns = {axis: block.get(f"_atom_site_fract_{axis}") for axis in "xyz"}
+    columns = {axis: block.get(f"_atom_site_fract_{axis}", []) for axis in "xyz"}
     if not all(columns.values()):
         raise Unreadable("holds no sites with fractional coordinates (_atom_site_fract_x, _y, _z); give them")
     count = len(columns["x"])
@@ -555,7 +555,7 @@ def _refuse_same_place(
     firsts = coords[np.flatnonzero(np.diff(owners, prepend=-1))]
     # A sphere in space fits into this one in fractional coordinates.
     reach = min(0.49, SAME_SITE * np.linalg.norm(np.linalg.inv(lattice), 2))
-    for index, hits in enumerate(cKDTree(coords, boxsize=1.0).query_ball_point(firsts, reach)):
+    for index, hits in enumerate(KDTree(coords, boxsize=1.0).query_ball_point(firsts, reach)):
         for hit in (hit for hit in hits if owners[hit] < index):
             offset = coords[hit] - firsts[index]
             if np.linalg.norm((offset - np.round(offset)) @ lattice) < SAME_SITE:
@@ -582,13 +582,13 @@ def _orbit(site: _Site, operators: Operators, lattice: np.ndarray) -> tuple[np.n
         images = operators.rotations @ place + operators.translations
         offsets = images - place
         offsets -= np.round(offsets)
-        distances = np.linalg.norm(offsets @ lattice, axis=1)
+        distances = np.asarray(np.linalg.norm(offsets @ lattice, axis=1))
         staying = distances < SAME_SITE
         if distances[staying].max() < 1e-9:
             break
         place = place + offsets[staying].mean(axis=0)
     order, group = int(staying.sum()), len(operators.rotations)
-    images = images % 1.0 % 1.0
+    images = np.asarray(images % 1.0 % 1.0)
     apart = images[:, None] - images[None]
     apart -= np.round(apart)
     same = np.linalg.norm(apart @ lattice, axis=-1) < SAME_SITE / 10
@@ -615,7 +615,7 @@ def _formula(block: Block) -> tuple[Counter[str], float | None]:
         symbol = ISOTOPES.get(symbol, symbol)
         if symbol not in atomic_numbers or count == ".":
             return Counter(), None
-        found[symbol] += float(count or 1)
+        found[symbol] += float(count or 1)  # pyright: ignore[reportArgumentType]  # files count in fractions too
     units = block.get("_cell_formula_units_z", ["?"])[0]
     return found, float(units) if re.fullmatch(r"\d{1,4}(\.0*)?", units) and float(units) else None
 

@@ -9,6 +9,7 @@ what is in the buffer depends on which answers have arrived, and on nothing else
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -86,7 +87,7 @@ class DelayedRewards:
 
     def decide(self, state: DelayedState, action: int | jax.Array) -> DelayedState:
         """As :meth:`CrystalEnv.decide`."""
-        return state.replace(env_state=self.env.decide(state.env_state, action))
+        return dataclasses.replace(state, env_state=self.env.decide(state.env_state, action))
 
     def observe(self, key: jax.Array, state: DelayedState, action: Any, params: EnvParams) -> Any:
         """As :meth:`CrystalEnv.observe`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -186,7 +187,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
                 "make one with evaluator=..."
             )
         state = {name: value for name, value in vars(self).items() if name not in ("evaluator", "_query")}
-        return state | {"_identity": self._identity is not None}
+        return state | {"_identity": vars(self)["_identity"] is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -221,7 +222,8 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         """Parameters with another target, or T others; raises ``ValueError`` for one that makes no sense."""
         self.objective.refuse_target(target)
         given = _targets(target)
-        return self.default_params.replace(target=np.array(given, np.float32) if isinstance(given, tuple) else given)
+        aims = np.array(given, np.float32) if isinstance(given, tuple) else given
+        return dataclasses.replace(self.default_params, target=aims)
 
     @partial(jax.jit, static_argnames=("self",))
     def step(
@@ -291,7 +293,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         """The state after a decision, before any reset; nothing is evaluated."""
         decided = self._decides(state, self.table.row(state.skeleton))
         elements = jnp.where(decided, self._legal(action), state.elements)
-        return state.replace(time=state.time + 1, elements=elements)
+        return dataclasses.replace(state, time=state.time + 1, elements=elements)
 
     def best_reward(self, params: EnvParams) -> jax.Array:
         """float32 [], what the best crystal earns; raises ``ValueError`` unless the evaluator knows all outcomes."""
@@ -300,7 +302,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         target = jnp.asarray(params.target, jnp.float32)
         return self.objective.reward(*self.evaluator.landscape, target).max()
 
-    def observe(self, key: jax.Array, state: EnvState, action: Any, params: EnvParams) -> Any:
+    def observe(self, key: jax.Array | None, state: EnvState, action: Any, params: EnvParams) -> Any:
         """The observation of a state."""
         del key, action
         return self._observe(state, self.table.row(state.skeleton), params)

@@ -106,6 +106,7 @@ class Evaluator(Protocol):
 
     def bind(self, problem: Problem) -> BoundEvaluator:
         """The evaluator for that problem; raises ``ValueError`` if it cannot compute a property."""
+        ...
 
 
 class BudgetSpent(CrystalJAXError, RuntimeError):

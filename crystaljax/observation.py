@@ -49,7 +49,7 @@ def graph(
     focus: jax.Array,
     focus_mask: jax.Array,
     skeleton: SkeletonTable,
-    target: jax.Array,
+    target: float | jax.Array,
     index: jax.Array,
 ) -> GraphObservation:
     """The graph observation; ``skeleton`` is row ``index`` of a table."""

@@ -116,7 +116,7 @@ def _of_fields(value: Mapping[str, Any], kind: Any, place: str) -> Any:
     if missing := sorted(required - set(value)):
         raise WrongData(f"{place or 'it'} has no {', '.join(missing)}")
     found = {name: typed(value[name], hint, _join(place, name)) for name, hint in hints.items() if name in value}
-    return kind(**found) if dataclasses.is_dataclass(kind) else {**value, **found}
+    return {**value, **found} if typing.is_typeddict(kind) else kind(**found)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import hashlib
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -129,10 +130,10 @@ def _crystal_nn(skeleton: Skeleton) -> Bonds:
         warnings.simplefilter("ignore", UserWarning)
         for site in range(len(structure)):
             for neighbour in finder.get_nn_info(structure, site):
-                image = tuple(int(i) for i in neighbour["image"])
+                a, b, c = (int(i) for i in neighbour["image"])
                 other = int(neighbour["site_index"])
-                edges.add((site, other, image))
-                edges.add((other, site, tuple(-i for i in image)))
+                edges.add((site, other, (a, b, c)))
+                edges.add((other, site, (-a, -b, -c)))
     ordered = sorted(edges)
     senders = np.array([e[0] for e in ordered], dtype=np.int32)
     receivers = np.array([e[1] for e in ordered], dtype=np.int32)
@@ -205,10 +206,12 @@ def stack(skeletons: Sequence[Skeleton], by_orbit: bool = False) -> SkeletonTabl
     edges = max(len(s.bonds.senders) for s in skeletons)
     perms = max(len(s.permutations) for s in skeletons)
     rows = [_padded_row(s, sites, edges, perms, by_orbit) for s in skeletons]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+    leaves: dict[str, Any] = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return SkeletonTable(**leaves)
 
 
-def _padded_row(skeleton: Skeleton, sites: int, edges: int, perms: int, by_orbit: bool) -> SkeletonTable:
+def _padded_row(skeleton: Skeleton, sites: int, edges: int, perms: int, by_orbit: bool) -> dict[str, Any]:
+    """The leaves of a :class:`SkeletonTable` without their first axis."""
     n, bonds = skeleton.n_sites, skeleton.bonds
     group = skeleton.orbits if by_orbit else np.arange(n, dtype=np.int32)
     order = np.full((sites, sites), -1, dtype=np.int32)
@@ -227,7 +230,7 @@ def _padded_row(skeleton: Skeleton, sites: int, edges: int, perms: int, by_orbit
     def pad(values: np.ndarray, length: int, fill: float, dtype: type) -> np.ndarray:
         return np.concatenate([values, np.full(length - len(values), fill)]).astype(dtype)
 
-    return SkeletonTable(
+    return dict(
         n_sites=np.int32(n),
         site_mask=np.arange(sites) < n,
         n_decisions=np.int32(group.max() + 1),

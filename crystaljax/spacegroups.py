@@ -78,10 +78,17 @@ _STANDARD = re.compile(r"(-?b\d?)?")
 """Choices that a symbol without further words means by convention: the only one, or unique axis b."""
 
 
+def _type(hall_number: int) -> spglib.SpaceGroupType:
+    found = spglib.get_spacegroup_type(hall_number)
+    if found is None:
+        raise ValueError(f"there is no Hall number {hall_number}; give one from 1 to {SETTINGS}")
+    return found
+
+
 @functools.cache
 def setting(hall_number: int) -> Setting:
     """The setting of that Hall number, 1-530."""
-    found = spglib.get_spacegroup_type(hall_number)
+    found = _type(hall_number)
     symbol = " ".join(found.international.split("=")[1 if "=" in found.international else 0].replace("_", "").split())
     hall = " ".join(found.hall_symbol.split())
     return Setting(hall_number, found.number, symbol, found.choice, hall, found.schoenflies)
@@ -90,6 +97,8 @@ def setting(hall_number: int) -> Setting:
 def operators(hall_number: int) -> Operators:
     """The operators of a setting, by Hall number."""
     found = spglib.get_symmetry_from_database(hall_number)
+    if found is None:
+        raise ValueError(f"there is no Hall number {hall_number}; give one from 1 to {SETTINGS}")
     return Operators(np.array(found["rotations"], dtype=int), np.array(found["translations"], dtype=np.float64))
 
 
@@ -205,7 +214,8 @@ def crystal_numbers(
 ) -> set[int]:
     """The numbers, 1-230, of the groups that a crystal has within these distances in Å."""
     kinds = np.unique(list(species), return_inverse=True)[1] + 1
-    found = (spglib.get_symmetry_dataset((lattice, frac_coords, kinds), symprec=symprec) for symprec in tolerances)
+    crystal = lattice.tolist(), frac_coords.tolist(), kinds.tolist()
+    found = (spglib.get_symmetry_dataset(crystal, symprec=symprec) for symprec in tolerances)
     return {int(dataset.number) for dataset in found if dataset is not None}
 
 
@@ -228,7 +238,7 @@ def _symbols() -> dict[str, frozenset[int]]:
 
 def _names(hall_number: int) -> set[str]:
     """How this setting is written; the first name that spglib has for a monoclinic one is that of the whole group."""
-    known, plain = spglib.get_spacegroup_type(hall_number), setting(hall_number)
+    known, plain = _type(hall_number), setting(hall_number)
     first, *others = known.international.split("=")
     names = {known.international_full, *(others or [first])}
     if 3 <= plain.number <= 15:
@@ -273,6 +283,7 @@ def _parse_operator(text: str) -> tuple[np.ndarray, np.ndarray]:
         position = 0
         while sound and position < len(part):
             match = _TERM.match(part, position)
+            assert match is not None, "every part of the pattern is optional"
             sign, number, divisor, axis = match.groups()
             sound = match.end() > position and bool(number or axis) and (divisor is None or int(divisor) != 0)
             sound = sound and (position == 0 or bool(sign))

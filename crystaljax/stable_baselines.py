@@ -55,6 +55,8 @@ class StableBaselinesVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        if self._actions is None:
+            raise RuntimeError("there are no actions to wait for; call step_async() first")
         observation, rewards, terminated, truncated, told = self._lanes.step(self._actions)
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -72,7 +74,9 @@ class StableBaselinesVecEnv(VecEnv):
         self._lanes.close()
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        return list(self._lanes.render()) if self.render_mode == "rgb_array" else [None] * self.num_envs
+        if self.render_mode != "rgb_array":
+            return [None] * self.num_envs
+        return [np.asarray(picture) for picture in self._lanes.render() or ()]
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """The attribute, which all lanes share, once for each lane asked for."""

@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeVar, Union, cast
 
 import numpy as np
 import spglib
@@ -83,9 +83,9 @@ def to_skeleton(structure: StructureLike, name: str | None = None, max_sites: in
     if isinstance(structure, str | os.PathLike):
         return _from_path(structure, name, max_sites)
     if hasattr(structure, "get_scaled_positions"):
-        return from_ase(structure, name, max_sites)
+        return from_ase(cast("Atoms", structure), name, max_sites)
     if hasattr(structure, "lattice") and hasattr(structure, "frac_coords"):
-        return from_pymatgen(structure, name, max_sites)
+        return from_pymatgen(cast("Structure", structure), name, max_sites)
     raise TypeError(
         f"cannot make a skeleton from {type(structure).__name__}: give a CIF path, a pymatgen Structure, ASE Atoms, "
         "or an AFLOW prototype name"
@@ -327,7 +327,9 @@ def _lost_symmetry(structure: Structure) -> Iterator[str]:
         return
     kinds = np.unique([site.specie.symbol for site in structure], return_inverse=True)[1] + 1
     found, possible = (
-        spglib.get_symmetry_dataset((structure.lattice.matrix, places, kinds), symprec=SYMPREC)
+        spglib.get_symmetry_dataset(
+            (structure.lattice.matrix.tolist(), places.tolist(), kinds.tolist()), symprec=SYMPREC
+        )
         for places in (coords, exact)
     )
     if found is not None and possible is not None and len(possible.rotations) > len(found.rotations):
@@ -395,10 +397,9 @@ def _refuse_overlaps(structure: Structure, lattice: np.ndarray, coords: np.ndarr
 
 def to_skeletons(structures: StructureLike | Sequence[StructureLike]) -> tuple[Skeleton, ...]:
     """Skeletons from one structure or several (see :func:`to_skeleton`); an MP-20 CSV file gives its cubic rows."""
-    if not isinstance(structures, list | tuple):
-        structures = [structures]
+    several: Sequence[Any] = structures if isinstance(structures, list | tuple) else [structures]
     found: list[Skeleton] = []
-    for structure in structures:
+    for structure in several:
         if isinstance(structure, str | os.PathLike) and str(structure).lower().endswith(".csv"):
             found += read_mp20(structure)
         else:

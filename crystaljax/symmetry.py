@@ -18,7 +18,7 @@ SYMPREC = 0.01
 
 def _mapped_sites(lattice: np.ndarray, frac_coords: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     """int32 [P, N]: where each symmetry operation of the cell takes each site; ``kinds`` are told apart."""
-    operations = spglib.get_symmetry((lattice, frac_coords, kinds), symprec=SYMPREC)
+    operations = spglib.get_symmetry((lattice.tolist(), frac_coords.tolist(), kinds.tolist()), symprec=SYMPREC)
     if operations is None:
         raise ValueError("spglib finds no symmetry for this cell; check the lattice and the coordinates")
     images = np.einsum("pij,nj->pni", operations["rotations"], frac_coords) + operations["translations"][:, None]

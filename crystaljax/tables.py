@@ -10,6 +10,7 @@ ships lie in :data:`FOLDER`. Its checksum is verified whenever it is read.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import functools
 import hashlib
@@ -81,12 +82,12 @@ class Table:
     entries: tuple[Entry, ...]
     origin: Mapping[str, Any]
 
-    @property
+    @builtins.property  # "property" is a field here
     def name(self) -> str:
         """Such as ``band_gap-RocksaltAB``; also that of the file."""
         return f"{self.property}-{self.skeleton.name}"
 
-    @property
+    @builtins.property  # "property" is a field here
     def label(self) -> str:
         """Where values come from, such as ``table: planewave, fast``."""
         return f"table: {self.origin['engine']}, {self.origin['preset']}"
@@ -117,7 +118,9 @@ class Table:
                 f"table {self.name} has crystals of {self.skeleton.n_sites} sites and of the elements "
                 f"{' '.join(self.vocabulary.symbols)}; got {' '.join(symbols)}"
             )
-        numbers = canonical_numbers([atomic_numbers[symbol] for symbol in symbols], self.skeleton.permutations)
+        numbers = canonical_numbers(
+            np.array([atomic_numbers[symbol] for symbol in symbols]), self.skeleton.permutations
+        )
         found = np.flatnonzero((labelings(self.skeleton, self.vocabulary)[0] == numbers).all(axis=1))
         if not len(found):
             raise TableError(f"table {self.name} has one element for each orbit; got {' '.join(symbols)}")

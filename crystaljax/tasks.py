@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
@@ -60,12 +61,12 @@ class Task:
     mode: str
     evaluator: str | None = None
 
-    @property
+    @builtins.property  # "property" is a field here
     def max_episode_steps(self) -> int:
         """One more than the longest episode has in any mode, so that nothing is ever cut off."""
         return MOST_SITES[self.crystals] + 1
 
-    @property
+    @builtins.property  # "property" is a field here
     def reward_threshold(self) -> float:
         """Reward from which on the task counts as solved; :data:`REWARD_THRESHOLDS`."""
         return REWARD_THRESHOLDS[self.property]

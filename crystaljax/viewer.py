@@ -225,7 +225,7 @@ def _draw_sphere(axes: Axes, site: np.ndarray, number: int) -> None:
     radius = RADIUS_FACTOR * covalent_radii[number]
     colour = np.array(jmol_colors[number])
     order = _order(site[2] + radius / 2)
-    axes.add_patch(Circle(site[:2], radius, color=colour * 0.35, zorder=order, lw=0))
+    axes.add_patch(Circle((float(site[0]), float(site[1])), radius, color=colour * 0.35, zorder=order, lw=0))
     for shade in np.linspace(0.0, 1.0, SHADES):
         bright = np.clip(colour * (0.62 + 0.38 * min(1.0, 1.6 * shade)) + 0.75 * max(0.0, shade - 0.55), 0.0, 1.0)
         size = 0.96 * radius * (1.0 - 0.92 * shade)

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -106,16 +106,19 @@ class Account:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._failures: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
-        self._phases: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._phases: defaultdict[str, float] = defaultdict(float)
 
     def carry_on(self, earlier: Mapping[str, Any]) -> None:
         """Add what an earlier part of the run has counted: a :meth:`Stats.summary`."""
         with self._lock:
             for field in dataclasses.fields(Stats):
                 value = earlier.get(field.name, 0)
-                if field.name in ("failures", "phases"):
-                    (self._failures if field.name == "failures" else self._phases).update(value or {})
+                if field.name == "failures":
+                    self._failures.update(value or {})
+                elif field.name == "phases":
+                    for phase, seconds in (value or {}).items():
+                        self._phases[phase] += seconds
                 elif field.name.endswith("_seconds"):
                     self._seconds[field.name] += value
                 else:
@@ -159,4 +162,5 @@ class Account:
         with self._lock:
             counts = {name: self._counts[name] for name in self._counts}
             failures, phases = dict(self._failures), dict(self._phases)
-            return Stats(**counts, **self._seconds, failures=failures, phases=phases)
+            seconds: dict[str, Any] = dict(self._seconds)
+            return Stats(**counts, **seconds, failures=failures, phases=phases)

@@ -235,10 +235,11 @@ class Bridge:
             self._tickets.withdraw(issued)
             raise
         for ticket, (key, _) in zip(issued, keyed, strict=True):
-            if isinstance(asked[key], Future):
-                self._tickets.await_promise(ticket, asked[key])
+            answer = asked[key]
+            if isinstance(answer, Future):
+                self._tickets.await_promise(ticket, answer)
             else:
-                self._tickets.arrive(ticket, asked[key])
+                self._tickets.arrive(ticket, answer)
         return issued
 
     def collect(self, wait: float | None = 0.0) -> list[Answer]:
@@ -350,7 +351,7 @@ class Bridge:
                 self._dispatcher.cancel(promises)
                 futures_wait(promises.values(), SETTLE_SECONDS)  # what has finished is recorded
                 raise
-        return {**asked, **{key: promise.result() for key, promise in promises.items()}}
+        return {key: answer.result() if isinstance(answer, Future) else answer for key, answer in asked.items()}
 
     def _answer(
         self, problem: Problem, keys: list[list[Keys]], numbers: np.ndarray, skeletons: np.ndarray, pending: np.ndarray

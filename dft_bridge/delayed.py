@@ -37,12 +37,15 @@ class Submitting(Protocol):
     @property
     def outstanding(self) -> int:
         """How many answers have not been collected."""
+        ...
 
     def submit(self, requests: Sequence[Request], tickets: Iterable[int] | None = None) -> list[int]:
         """Ask for results, each by a ticket."""
+        ...
 
     def collect(self, wait: float | None = 0.0) -> list[Answer]:
         """The answers that have arrived."""
+        ...
 
 
 class DelayedEvaluation:

@@ -61,9 +61,9 @@ def gate(host: Host, prepare: Prepare = _as_given, properties: int | None = None
     answer = (jax.ShapeDtypeStruct(of_crystal, jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
 
     def flat_host(numbers: jax.Array, skeletons: jax.Array, pending: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-        numbers, skeletons, pending = np.asarray(numbers), np.asarray(skeletons), np.asarray(pending)
-        values, statuses = host(numbers.reshape(-1, numbers.shape[-1]), skeletons.reshape(-1), pending.reshape(-1))
-        shape = pending.shape
+        lanes, of_skeleton, asked = np.asarray(numbers), np.asarray(skeletons), np.asarray(pending)
+        values, statuses = host(lanes.reshape(-1, lanes.shape[-1]), of_skeleton.reshape(-1), asked.reshape(-1))
+        shape = asked.shape
         values = np.asarray(values, np.float32).reshape((*shape, *of_crystal))
         return values, np.asarray(statuses, np.int32).reshape(shape)
 

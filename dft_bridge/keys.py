@@ -9,6 +9,7 @@ whatever machine, gets the same key.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import hashlib
 import json
@@ -50,7 +51,7 @@ class Request:
             )
         return cls(skeleton, tuple(canonical_numbers(given, skeleton.permutations).tolist()), property_name)
 
-    @property
+    @builtins.property  # "property" is a field here
     def crystal(self) -> Crystal:
         """The crystal that the engine gets."""
         return Crystal(self.skeleton.lattice, self.skeleton.frac_coords, np.array(self.numbers, dtype=np.int64))

@@ -66,7 +66,7 @@ def find_symmetry(lattice: np.ndarray, frac_coords: np.ndarray, colours: Sequenc
         frac_coords: [N, 3].
         colours: [N] integers, atomic numbers say. All different gives the group that every assignment of elements has.
     """
-    found = spglib.get_symmetry((lattice, frac_coords, list(colours)), symprec=SYMMETRY_TOLERANCE)
+    found = spglib.get_symmetry((lattice.tolist(), frac_coords.tolist(), list(colours)), symprec=SYMMETRY_TOLERANCE)
     if found is None:
         return IDENTITY
     return Symmetry(found["rotations"].astype(int), found["translations"])
@@ -160,7 +160,7 @@ def _mesh_of_lattice(
     sizes = {_triple(_symmetric_size(size + more * (size % 2), rotations)) for more in half_points().astype(bool)}
     choices = [(_cost(lattice, rotations, n, s), n, s) for n in sizes for s in itertools.product((1, 0), repeat=3)]
     _, size, shift = min(choices, key=lambda choice: (choice[0], choice[1], [-s for s in choice[2]]))
-    return size, shift
+    return size, _triple(shift)
 
 
 def rule_points(rule: str, lattice: np.ndarray, size: Sequence[int], shift: Sequence[int]) -> np.ndarray:
@@ -311,7 +311,7 @@ def reduce_points(points: np.ndarray, symmetry: Symmetry) -> tuple[np.ndarray, n
     for i in range(len(points)):
         if star[i] >= 0:
             continue
-        found = {index.get(name.tobytes()) for name in images[:, i]} - {None}
+        found = {index[name.tobytes()] for name in images[:, i] if name.tobytes() in index}
         star[list(found | {i})] = len(representatives)
         representatives.append(i)
     weights = np.bincount(star, minlength=len(representatives)) / len(points)
@@ -344,7 +344,7 @@ def _beyond(points: np.ndarray, mesh: np.ndarray) -> np.ndarray:
 
 def _alike(one: np.ndarray, other: np.ndarray, rotations: np.ndarray) -> bool:
     """Whether points [n, 3] and points [m, 3] are of the same stars, with the same shares."""
-    if len(one) == len(other) and np.array_equal(*(np.unique(_names(points), axis=0) for points in (one, other))):
+    if len(one) == len(other) and np.array_equal(np.unique(_names(one), axis=0), np.unique(_names(other), axis=0)):
         return True
     if not len(one) or not len(other):
         return False

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import fnmatch
+import importlib
+import importlib.util
 import pkgutil
+import re
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import crystaljax
 from crystaljax.agents.networks import Network
 
 ROOT = Path(__file__).parents[1]
@@ -75,3 +80,33 @@ def test_what_is_offered_by_name_is_there():
         for value in points.values():
             assert callable(pkgutil.resolve_name(value)) or isinstance(pkgutil.resolve_name(value), Network), value
     assert callable(pkgutil.resolve_name(PROJECT["scripts"]["crystaljax"]))
+
+
+def test_the_version_stands_in_one_place():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {PROJECT['version']}\n" in citation, "CITATION.cff is for readers; keep it at the version"
+    assert f"\n## {PROJECT['version']}\n" in (ROOT / "CHANGELOG.md").read_text()
+    assert crystaljax.__version__ == metadata.version("crystaljax")
+
+
+def test_links_of_the_readme_lead_somewhere_and_are_absolute_on_pypi():
+    spec = importlib.util.spec_from_file_location("pypi_links", ROOT / ".github" / "pypi_links.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link.partition("#")[0]).exists(), link
+    made = re.findall(r"\]\(([^)\s]+)\)", module.absolute(text, "https://host/owner/name", "v1.2.3"))
+    assert len(made) == len(links) and all(link.startswith("https://") for link in made)
+    assert module.absolute("![a](b/c.png) [d](e.md#f) [g](https://h)", "https://r", "v1") == (
+        "![a](https://r/raw/v1/b/c.png) [d](https://r/blob/v1/e.md#f) [g](https://h)"
+    )
+
+
+@pytest.mark.parametrize("package", ["crystaljax", "crystaljax.agents", "crystaljax.dft_bridge"])
+def test_every_public_name_is_there(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None, name

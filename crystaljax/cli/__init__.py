@@ -71,7 +71,7 @@ def _interrupted(error: BaseException | None) -> bool:
     return error is not None
 
 
-def _explain(error: Exception) -> str | None:
+def _explain(error: BaseException) -> str | None:
     """One line for an error that the user can do something about; ``None`` for a defect of ours."""
     package = (error.name or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if package in EXTRAS:

@@ -94,8 +94,9 @@ def _tasks() -> int:
     from crystaljax import library, objectives, tasks
 
     table = Table(title="Tasks")
-    for column, justify in (("task", "left"), ("target", "right"), ("crystals", "right"), ("sites", "right")):
-        table.add_column(column, justify=justify)
+    table.add_column("task")
+    for column in ("target", "crystals", "sites"):
+        table.add_column(column, justify="right")
     table.add_column("decides")
     for task_id in tasks.registered_tasks():
         task = tasks.task(task_id)

@@ -134,15 +134,19 @@ class Engine(Protocol):
 
     def fingerprint(self, property_name: str) -> dict[str, Any]:
         """JSON-able facts that can change the number: engine, version, data sets, every setting used for it."""
+        ...
 
     def preflight(self) -> None:
         """Raise :class:`EngineNotReady` with the fix if the engine cannot run on this machine."""
+        ...
 
     def refuse(self, crystal: Crystal, property_name: str) -> Result | None:
         """A failure that needs no calculation (odd electrons, atoms too close, no data set), or ``None``."""
+        ...
 
     def compute(self, crystal: Crystal, property_name: str) -> Result:
         """Run the calculation in this process. Failures of the physics are results, not exceptions."""
+        ...
 
 
 @runtime_checkable
@@ -154,6 +158,7 @@ class CrystalFingerprint(Protocol):
 
         It must be the same whatever cell, origin and order of the sites describe them.
         """
+        ...
 
 
 @runtime_checkable
@@ -165,9 +170,11 @@ class RenewedEngine(Engine, Protocol):
 
     def before(self, property_name: str) -> Engine | None:
         """The engine whose results may be taken over; ``None`` for no other."""
+        ...
 
     def would_find(self, result: Result, property_name: str) -> bool:
         """Whether a result of the engine before is what this one would find."""
+        ...
 
 
 @runtime_checkable
@@ -176,21 +183,26 @@ class BatchEngine(Engine, Protocol):
 
     def compute_many(self, crystals: Sequence[Crystal], property_name: str) -> list[Result]:
         """As :meth:`Engine.compute` for several crystals, in their order; one that fails leaves the others alone."""
+        ...
 
     def group(self, crystals: Sequence[Crystal], property_name: str) -> list[list[int]]:
         """Positions of the crystals that go together in one job, each once; the jobs run in this order.
 
         Small jobs are recorded early and keep all workers busy to the end, so the largest should come first.
         """
+        ...
 
     def workers(self) -> int | None:
         """How many worker processes suit this machine; ``None`` for one per CPU core."""
+        ...
 
     def worker_environment(self, index: int) -> dict[str, str]:
         """Environment variables of the worker process with this index, besides those of the main process."""
+        ...
 
     def start_worker(self) -> None:
         """Called once in every worker process, before its first calculation."""
+        ...
 
 
 def check_plain(value: Any, what: str, finite: bool = False, depth: int = 0) -> None:
