@@ -5,9 +5,8 @@ the ids. Importing the package is light: everything is loaded when first used.
 """
 
 import lazy_loader
-from wrapt import register_post_import_hook
 
-from crystaljax.registration import register_gymnasium, register_gymnax
+from crystaljax.registration import after_import, register_gymnasium, register_gymnax
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
@@ -25,5 +24,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     },
 )
 
-register_post_import_hook(register_gymnax, "gymnax")
-register_post_import_hook(register_gymnasium, "gymnasium")
+after_import("gymnax", register_gymnax)
+after_import("gymnasium", register_gymnasium)
