@@ -5,11 +5,10 @@ the ids. Importing the package is light: everything is loaded when first used.
 """
 
 import lazy_loader
-from wrapt import register_post_import_hook
 
-from crystaljax.registration import register_gymnasium, register_gymnax
+from crystaljax.registration import after_import, register_gymnasium, register_gymnax
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
-register_post_import_hook(register_gymnax, "gymnax")
-register_post_import_hook(register_gymnasium, "gymnasium")
+after_import("gymnax", register_gymnax)
+after_import("gymnasium", register_gymnasium)

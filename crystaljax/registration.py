@@ -7,7 +7,12 @@ order: importing them at once would make every light import of ours wait two sec
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from crystaljax.tasks import make_env, registered_tasks, task
 
@@ -36,3 +41,42 @@ def register_gymnax(gymnax: ModuleType) -> None:
     for task_id in registered_tasks():
         if task_id not in registered_envs:
             register(task_id, functools.partial(make_env, task_id))
+
+
+def after_import(name: str, function: Callable[[ModuleType], None]) -> None:
+    """Calls the function with the top-level module ``name``, once that has been imported; now if it has been."""
+    if name in sys.modules:
+        function(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _Announced(name, function))
+
+
+class _Announced:
+    """A finder that finds what the others find, for one module, and has a function called after it is loaded.
+
+    That of wrapt does the same, and is the larger part of what importing ``crystaljax`` takes.
+    """
+
+    def __init__(self, name: str, function: Callable[[ModuleType], None]):
+        self._name, self._function, self._asking = name, function, False
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self._name or self._asking:
+            return None
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._asking = False
+        if spec is None or spec.loader is None:
+            return spec
+        load = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            load(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._function(module)
+
+        spec.loader.exec_module = exec_module
+        return spec

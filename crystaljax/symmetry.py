@@ -7,24 +7,50 @@ prototype's own species, so a perovskite has three: A, B and X.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import spglib
+from ase.geometry import minkowski_reduce
+from scipy.spatial import cKDTree
 
 SYMPREC = 0.01
 """Distance in Å within which two sites count as equivalent (spglib's ``symprec``, pymatgen's usual choice)."""
 
 
 def _mapped_sites(lattice: np.ndarray, frac_coords: np.ndarray, kinds: np.ndarray) -> np.ndarray:
-    """int32 [P, N]: where each symmetry operation of the cell takes each site; ``kinds`` are told apart."""
+    """int32 [P, N]: where each symmetry operation of the cell takes each site; ``kinds`` are told apart.
+
+    A cell of many primitive ones has as many translations, so P grows with N. Sites are looked up for its translations
+    and for one operation of each rotation, the other operations are products of these.
+    """
     operations = spglib.get_symmetry((lattice.tolist(), frac_coords.tolist(), kinds.tolist()), symprec=SYMPREC)
     if operations is None:
         raise ValueError("spglib finds no symmetry for this cell; check the lattice and the coordinates")
-    images = np.einsum("pij,nj->pni", operations["rotations"], frac_coords) + operations["translations"][:, None]
-    offsets = images[:, :, None] - frac_coords[None, None]
-    offsets -= np.round(offsets)
-    return np.linalg.norm(offsets @ lattice, axis=-1).argmin(axis=-1).astype(np.int32)
+    rotations, translations = operations["rotations"], operations["translations"]
+    nearest = _nearest_sites(lattice, frac_coords)
+    _, first = np.unique(rotations, axis=0, return_index=True)
+    moves = translations[(rotations == np.eye(3, dtype=int)).all(axis=(1, 2))]
+    moved = np.stack([nearest(frac_coords + move) for move in moves])
+    turned = np.stack([nearest(frac_coords @ rotations[i].T + translations[i]) for i in first])
+    return moved[:, turned].reshape(-1, len(frac_coords))
+
+
+def _nearest_sites(lattice: np.ndarray, frac_coords: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that gives the site, int32 [N], on which each fractional coordinate of [N, 3] lies."""
+    # In a reduced cell what is near along its axes is near in space.
+    reduced, operation = minkowski_reduce(lattice)
+    inverse, lengths = np.linalg.inv(operation), np.linalg.norm(reduced, axis=1)
+
+    def along_axes(coords: np.ndarray) -> np.ndarray:
+        within = coords @ inverse
+        within -= np.floor(within)
+        return np.where(within < 1.0, within, 0.0) * lengths  # -1e-17 rounds to 1, the edge that is 0
+
+    tree = cKDTree(along_axes(frac_coords), boxsize=lengths)
+    return lambda coords: tree.query(along_axes(coords))[1].astype(np.int32)
 
 
 def site_permutations(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:

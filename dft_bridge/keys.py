@@ -25,6 +25,8 @@ from crystaljax.symmetry import canonical_numbers
 
 KEY_PREFIX = "cj"
 """How keys begin; ASE refuses to store text that reads as a number, which a bare digest may."""
+MOST_KEPT = 1 << 26
+"""Bytes of what a :class:`KeyRing` keeps; a symmetric crystal of 500 sites takes most of it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Keys:
         settings = json.dumps(fingerprint, sort_keys=True, separators=(",", ":"))
         self._common = hashlib.sha256(f"{settings}\n{property_name}\n".encode() + form.geometry.astype("<i8").tobytes())
 
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return self._images.nbytes
+
     def key(self, numbers: Sequence[int] | np.ndarray) -> str:
         """The key of a labeling, integer [N], in the site order of the skeleton."""
         digest = self._common.copy()
@@ -81,10 +88,11 @@ def limited_key(key: str, limits: Mapping[str, Any]) -> str:
 
 
 class KeyRing:
-    """Makes keys from finished crystals. Keeps what it worked out for their skeletons."""
+    """Makes keys from finished crystals. Keeps what it worked out for their last skeletons (:data:`MOST_KEPT`)."""
 
     def __init__(self) -> None:
         self._keys: dict[tuple[bytes, bytes, str, str], Keys] = {}
+        self._size = 0
 
     def key(
         self,
@@ -97,6 +105,9 @@ class KeyRing:
         lattice, sites = crystal.lattice, crystal.frac_coords
         which = lattice.tobytes(), sites.tobytes(), property_name, json.dumps(fingerprint, sort_keys=True)
         if which not in self._keys:
-            self._keys[which] = Keys(Skeleton("crystal", lattice, sites, ()), property_name, fingerprint)
+            keys = Keys(Skeleton("crystal", lattice, sites, ()), property_name, fingerprint)
+            if self._size + keys.size > MOST_KEPT:
+                self._keys, self._size = {}, 0
+            self._keys[which], self._size = keys, self._size + keys.size
         key = self._keys[which].key(crystal.numbers)
         return limited_key(key, limits) if limits else key

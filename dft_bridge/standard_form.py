@@ -57,14 +57,18 @@ def standard_form(lattice: np.ndarray, frac_coords: np.ndarray) -> StandardForm:
     frames = _frames(reduced)
     shapes = _shapes(frames @ reduced)
     best = _smallest(shapes)
-    coords = frac_coords @ _inverse(operation) @ _inverse(frames[best])  # [frame, site, 3]
-    offsets = coords[:, None] - coords[:, :, None]  # [frame, origin, site, 3]
-    bins = _bins(offsets, RATIO_BIN) % _PER_CELL
-    sites = ((bins[..., 0] * _PER_CELL + bins[..., 1]) * _PER_CELL + bins[..., 2]).reshape(-1, len(frac_coords))
+    within = frac_coords @ _inverse(operation)
+    sites = np.concatenate([_packed(within @ inverse) for inverse in _inverse(frames[best])])  # [frame, origin] x site
     orders = sites.argsort(axis=1)
     sites = np.take_along_axis(sites, orders, axis=1)
     first = _smallest(sites)[0]
     return StandardForm(np.concatenate([shapes[best[0]], sites[first]]), orders[first])
+
+
+def _packed(coords: np.ndarray) -> np.ndarray:
+    """int64 [N, N]: where the sites [N, 3] are, as seen from each of them."""
+    bins = _bins(coords[None, :] - coords[:, None], RATIO_BIN) % _PER_CELL
+    return (bins[..., 0] * _PER_CELL + bins[..., 1]) * _PER_CELL + bins[..., 2]
 
 
 def _frames(reduced: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import json
 import os
 import shlex
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -358,6 +360,22 @@ def test_ctrl_c_while_modules_load_is_no_traceback(capsys, monkeypatch, where):
     monkeypatch.setattr(cli, "_parser" if where == "parser" else "_tasks", interrupted)
     code, _, err = run(capsys, "tasks")
     assert (code, err) == (cli.INTERRUPTED, "crystaljax: interrupted\n")
+
+
+def test_ctrl_c_while_the_command_line_itself_loads_is_no_traceback(capsys, monkeypatch):
+    settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    module, _, name = settings["project"]["scripts"]["crystaljax"].partition(":")
+    program = getattr(importlib.import_module(module), name)
+
+    class Interrupted:
+        def find_spec(self, name, path=None, target=None):
+            if name == "crystaljax.cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "crystaljax.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert program() == cli.INTERRUPTED
+    assert capsys.readouterr().err == "crystaljax: interrupted\n"
 
 
 def test_every_error_of_the_package_is_one_of_ours():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from crystaljax import library, structures
+from crystaljax.dft_bridge import keys as keys_module
 from crystaljax.dft_bridge.engines.base import Crystal
 from crystaljax.dft_bridge.keys import KeyRing, Keys, Request
 from crystaljax.dft_bridge.standard_form import LENGTH_BIN, RATIO_BIN, standard_form
@@ -183,6 +185,20 @@ def test_a_key_can_be_recomputed_from_the_finished_crystal():
         sites = request.crystal.frac_coords @ skeleton.lattice @ np.linalg.inv(skeleton.lattice)
         row = Crystal(skeleton.lattice, sites, request.crystal.numbers)
         assert ring.key(row, "band_gap", json.loads(json.dumps(FINGERPRINT))) == key(skeleton, request.numbers)
+
+
+def test_keys_of_large_crystals_take_bounded_memory(monkeypatch):
+    sites = np.stack(np.meshgrid(*[np.arange(4) / 4] * 3, indexing="ij"), -1).reshape(-1, 3)
+    crystals = [Crystal(np.eye(3) * edge, sites, np.arange(64) % 5 + 3) for edge in (12.0, 12.5, 13.0)]
+    one = 4 * 48 * 64 * 64  # bytes
+    monkeypatch.setattr(keys_module, "MOST_KEPT", 2 * one)
+    ring = KeyRing()
+    tracemalloc.start()
+    found = [ring.key(crystal, "band_gap", {}) for crystal in [*crystals, *crystals]]
+    kept, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found[:3] == found[3:] and len(set(found)) == 3
+    assert kept < 3 * one and most < 50e6
 
 
 def test_wrong_labelings_are_refused():

@@ -417,6 +417,18 @@ def test_export_and_import_are_exact(store, tmp_path):
     assert read_file(store, tmp_path / "lines.jsonl").known == 3 and lines(store, tmp_path) == before
 
 
+def test_a_crystal_of_many_sites_is_kept_and_moved(file, tmp_path):
+    sites = np.stack(np.meshgrid(*[np.arange(6) / 6] * 3, indexing="ij"), -1).reshape(-1, 3)
+    skeleton = Skeleton("216 sites", np.eye(3) * 18.0, sites, ("Si",) * 216)
+    kept = real(np.arange(216) % 2 + 13, skeleton=skeleton)
+    file.write([kept])
+    with open(tmp_path / "lines", "w") as exported:
+        assert write_lines(file.rows(), exported) == 1
+    other = Store(tmp_path / "other.db")
+    merged = read_file(other, tmp_path / "lines")
+    assert (merged.added, merged.refused) == (1, 0) and other.read([kept.key])[kept.key].value == GOOD.value
+
+
 def test_an_export_of_the_first_version_can_be_imported(version_1, file, tmp_path):
     old = Store(version_1, create=False)
     with open(tmp_path / "old.jsonl", "w") as out:

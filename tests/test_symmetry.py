@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,34 @@ def test_permutations_are_a_group(name: str) -> None:
     assert tuple(range(len(next(iter(group))))) in group
     for p, q in itertools.product(group, repeat=2):
         assert tuple(p[i] for i in q) in group
+
+
+def grid(count: int) -> np.ndarray:
+    """[count^3, 3]: simple cubic sites."""
+    return np.stack(np.meshgrid(*[np.arange(count) / count] * 3, indexing="ij"), -1).reshape(-1, 3)
+
+
+def test_a_supercell_has_the_operations_of_its_sites_in_bounded_memory() -> None:
+    tracemalloc.start()
+    permutations = symmetry.site_permutations(np.eye(3) * 12.0, grid(4))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6  # [P, N, N, 3] numbers are 300 MB
+    assert permutations.shape == (48 * 64, 64) and (permutations[0] == np.arange(64)).all()
+    # Each keeps distances between nearest neighbours, which a cubic lattice has six of.
+    offsets = grid(4)[:, None] - grid(4)[None]
+    near = np.linalg.norm(offsets - np.round(offsets), axis=-1) < 0.26
+    assert (near.sum(axis=1) == 7).all()
+    for p in permutations[::97]:
+        assert (near[p][:, p] == near).all()
+
+
+@pytest.mark.parametrize("name", ["C1", "C5", "PerovskiteABX3"])
+def test_permutations_do_not_depend_on_the_shape_of_the_cell(name: str) -> None:
+    first = library.crystals(name)[0]
+    slanted = np.array([[1, 0, 0], [7, 1, 0], [-5, 9, 1]])
+    coords = first.frac_coords @ np.linalg.inv(slanted) + np.array([0.3, -1e-17, 2.0])
+    assert (symmetry.site_permutations(slanted @ first.lattice, coords) == first.permutations).all()
 
 
 @pytest.mark.parametrize("name", ["C1", "C2", "C7", "PerovskiteABX3"])

@@ -38,9 +38,9 @@ UNREADABLE = (
     RecursionError,
 )
 """What decoding raises on bytes that are not what was written."""
-MOST_SITES = 100
-"""Of a crystal in a store, five times what is designed by default: to find the key of a symmetric crystal takes time
-and memory that grow with the cube of its sites, and a file of somebody else could ask for any."""
+MOST_SITES = 500
+"""Of a crystal in a store: to find the key of a symmetric one takes memory that grows with the square of its sites, for
+so many 0.3 GB and three seconds, and a file of somebody else could ask for any."""
 
 
 @dataclasses.dataclass(frozen=True)
