@@ -1351,3 +1351,21 @@ def test_an_scf_that_fails_from_a_guess_starts_again_from_the_atoms(together):
     assert found.converged.all() and not any(climb.failed_attempts for climb in climbs)
     assert found.iterations[1] == first.iterations[1] and max(found.iterations[[0, 2]]) <= 2
     np.testing.assert_allclose(found.extra.free, first.extra.free, atol=2e-7)
+
+
+# How programs are compiled
+
+
+def test_an_xla_without_the_quick_options_compiles_as_it_does(monkeypatch):
+    assert solver.quick_options.__wrapped__() in (None, {"xla_cpu_use_fusion_emitters": False})
+    refused, jit = [], jax.jit
+
+    def old_xla(function, compiler_options=None, **settings):
+        refused.append(compiler_options)
+        return jit(function, compiler_options=compiler_options and {"xla_no_such_option": True}, **settings)
+
+    monkeypatch.setattr(jax, "jit", old_xla)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert solver.quick_options.__wrapped__() is None and refused == [{"xla_cpu_use_fusion_emitters": False}]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert solver.quick_options.__wrapped__() is None and len(refused) == 1

@@ -6,6 +6,7 @@ Hartree units.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ from crystaljax.dft_bridge.planewave.ewald import ewald_matrix
 from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet
 
 _STENCIL = 6
+_MIDDLE = (_STENCIL - 1) / 2
+_LAGRANGE = np.linalg.inv(np.vander(np.arange(_STENCIL) - _MIDDLE, increasing=True)).T
+"""Of each point's polynomial, the coefficients [points, powers] of powers of the distance from the middle."""
 _SLACK = 1 + 1e-9
 
 
@@ -253,15 +257,10 @@ def interpolate(table: jax.Array, q: jax.Array) -> jax.Array:
     """Six-point Lagrange interpolation of ``table`` [..., Q] on the uniform grid at ``q`` [n] (1/bohr): [..., n]."""
     t = q / Q_STEP
     first = jnp.clip(jnp.floor(t).astype(jnp.int32) - _STENCIL // 2 + 1, 0, table.shape[-1] - _STENCIL)
-    x = t - first
-    result = jnp.zeros((*table.shape[:-1], *q.shape), table.dtype)
-    for i in range(_STENCIL):
-        weight = jnp.ones_like(x)
-        for j in range(_STENCIL):
-            if j != i:
-                weight = weight * (x - j) / (i - j)
-        result = result + table[..., first + i] * weight
-    return result
+    offset = t - first - _MIDDLE
+    powers = jnp.stack([jnp.ones_like(offset), *itertools.accumulate([offset] * (_STENCIL - 1), jnp.multiply)])
+    weights = jnp.asarray(_LAGRANGE, powers.dtype) @ powers
+    return sum(table[..., first + i] * weights[i] for i in range(_STENCIL))
 
 
 def real_harmonics(vectors: jax.Array, lmax: int) -> jax.Array:

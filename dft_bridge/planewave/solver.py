@@ -287,7 +287,44 @@ def bands_and_energy(
     return bands_at(basis, tables, settings, lane, extra).replace(free=free)
 
 
-@functools.partial(jax.jit, static_argnums=2)
+class Program:
+    """A function that JAX compiles, for a CPU with :func:`quick_options`.
+
+    Args:
+        function: pure.
+        settings: of :func:`jax.jit`.
+    """
+
+    def __init__(self, function: Callable[..., Any], **settings: Any):
+        functools.update_wrapper(self, function)
+        self._settings = settings
+
+    @functools.cached_property
+    def jitted(self) -> Any:
+        """The function under :func:`jax.jit`; made when it is needed, since it asks for the device."""
+        return jax.jit(self.__wrapped__, compiler_options=quick_options(), **self._settings)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.jitted(*arguments)
+
+
+@functools.cache
+def quick_options() -> dict[str, bool] | None:
+    """XLA's options for a CPU: its older emitters compile our programs in 0.6 of the time, and they run as fast.
+
+    ``None`` for other devices, and for a version of XLA that does not have them.
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    options = {"xla_cpu_use_fusion_emitters": False}
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return options
+
+
+@functools.partial(Program, static_argnums=2)
 def _empty(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems: Problem) -> Lane:
     """Lanes with nothing to do."""
 
@@ -301,12 +338,12 @@ def _empty(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems:
     return zeros.replace(state=zeros.state.replace(failed=jnp.ones_like(zeros.state.failed)))
 
 
-@functools.partial(jax.jit, static_argnums=2)
+@functools.partial(Program, static_argnums=2)
 def _guess(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problems: Problem, noise: jax.Array) -> Guess:
     return jax.vmap(lambda problem: scf.atomic_guess(basis, tables, settings, problem, noise))(problems)
 
 
-@functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
+@functools.partial(Program, static_argnums=2, donate_argnums=3)
 def _fill(
     basis: Basis,
     tables: SpeciesTables,
@@ -326,7 +363,7 @@ def _lane(basis: Basis, tables: SpeciesTables, settings: ScfSettings, problem: P
     return Lane(problem, prepared, scf.start(basis, settings, prepared, guess))
 
 
-@functools.partial(jax.jit, static_argnums=2, donate_argnums=3)
+@functools.partial(Program, static_argnums=2, donate_argnums=3)
 def _step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, batch: Lane, effort: Effort | None) -> Lane:
     def lane(prepared: Prepared, state: ScfState) -> ScfState:
         return scf.step(basis, tables, settings, prepared, state, effort)
@@ -334,7 +371,7 @@ def _step(basis: Basis, tables: SpeciesTables, settings: ScfSettings, batch: Lan
     return batch.replace(state=jax.vmap(lane)(batch.prepared, batch.state))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(Program, static_argnums=(2, 3))
 def _finish(
     basis: Basis,
     tables: SpeciesTables,
@@ -360,12 +397,12 @@ def _finish(
     return jax.vmap(one)(jax.tree.map(lambda x: x[rows], batch))
 
 
-@jax.jit
+@Program
 def _kept(batch: Lane, rows: jax.Array) -> Guess:
     return jax.vmap(lambda lane: scf.kept(lane.prepared, lane.state))(jax.tree.map(lambda x: x[rows], batch))
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
+@functools.partial(Program, static_argnums=(2, 3))
 def _apply(
     basis: Basis, tables: SpeciesTables, settings: ScfSettings, finish: Finish, batch: Lane, rows: jax.Array
 ) -> Any:
