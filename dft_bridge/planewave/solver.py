@@ -220,12 +220,7 @@ def compression(
     problem, state = lane.problem, lane.state
     waves = scf.final_waves(state.waves)
 
-    def energy(strain: jax.Array) -> jax.Array:
-        scaled = Problem(problem.lattice * jnp.exp(strain / 3), problem.frac_coords, problem.species)
-        return scf.total_energy(basis, tables, settings, scaled, waves, state.numbers, state.minus_ts).free
-
-    zero = jnp.zeros((), problem.lattice.dtype)
-    slope = jax.jvp(energy, (zero,), (jnp.ones_like(zero),))[1]
+    slope = scf.volume_slope(basis, tables, settings, problem, lane.prepared.density, waves, state.numbers)
     kinetic = lane.prepared.waves.kinetic
     density = jnp.einsum("k,kb,kbp->kp", basis.weights, state.numbers, waves.real**2 + waves.imag**2) * kinetic
     reach = kinetic / basis.cutoff
