@@ -19,7 +19,7 @@ from numpy.polynomial.legendre import leggauss, legval
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.inputs import Kpoints
 
-from crystaljax import caveats
+from crystaljax import caveats, library
 from crystaljax.dft_bridge.engines import planewave as module
 from crystaljax.dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
@@ -55,6 +55,7 @@ from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet, 
 from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
+from crystaljax.elements import MEDIUM
 from crystaljax.status import Status
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -1218,6 +1219,13 @@ def test_bands_at_the_points_of_the_mesh_are_those_of_the_scf():
     found = jax.tree.map(np.asarray, chosen.solve(problems, solver.bands_at, extra))
     assert found.converged.all() and float(found.extra.residual[0]) <= KIND.settings.band_tolerance
     np.testing.assert_allclose(found.extra.eigenvalues[0][:, :5], found.eigenvalues[0][:, :5], atol=2e-5)
+    # A point that only fills up the array is not calculated, and changes no other.
+    fewer = extra.basis.replace(valid=extra.basis.valid.at[1:].set(False))
+    fewer = solver.ExtraPoints(fewer, extra.nearest, extra.waves)
+    assert extra.used.all() and fewer.used.tolist() == [True, False]
+    part = jax.tree.map(np.asarray, chosen.solve(problems, solver.bands_at, fewer))
+    np.testing.assert_array_equal(part.extra.eigenvalues[0][0], found.extra.eigenvalues[0][0])
+    assert not part.extra.eigenvalues[0][1].any() and 0 < part.extra.residual[0] <= found.extra.residual[0]
 
 
 @pytest.mark.slow
@@ -1375,6 +1383,21 @@ def test_the_slope_by_the_volume_is_that_of_the_energy():
 
 
 # How programs are compiled
+
+
+def test_assignments_of_a_skeleton_have_few_programs():
+    """Kinds differ in symmetry, k-points and settings; a program is compiled for the shapes of their arrays."""
+    engine, skeleton = PlanewaveEngine(**PRESETS["fast"]), library.benchmark("C2")
+    rng, found = np.random.default_rng(0), set()
+    while len(found) < 64:
+        numbers = [atomic_numbers[s] for s in rng.choice(MEDIUM.symbols, len(skeleton.frac_coords))]
+        crystal = Crystal(np.array(skeleton.lattice), np.array(skeleton.frac_coords), np.array(numbers))
+        if engine.refuse(crystal, "band_gap") is None:
+            found.add((tuple(numbers), engine.kind(crystal, "band_gap")))
+    distinct = {kind for _, kind in found}
+    bench = Workbench(shipped(), 1)
+    assert len(distinct) > 15
+    assert len({bench.programs(kind, special=True) for kind in distinct}) <= 8
 
 
 def test_an_xla_without_the_quick_options_compiles_as_it_does(monkeypatch):

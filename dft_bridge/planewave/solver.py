@@ -230,17 +230,25 @@ def compression(
 
 @struct.dataclass
 class ExtraPoints:
-    """K-points outside the mesh, and where their plane waves are in the mesh: :func:`.basis.nearest_waves`."""
+    """K-points outside the mesh, and where their plane waves are in the mesh: :func:`.basis.nearest_waves`.
+
+    Points without any plane wave are only there for the shape of the arrays.
+    """
 
     basis: Basis
     nearest: jax.Array
     waves: jax.Array
 
+    @property
+    def used(self) -> np.ndarray:
+        """bool [K'], the points that are calculated."""
+        return np.asarray(self.basis.valid).any(axis=1)
+
 
 @struct.dataclass
 class ExtraBands:
-    """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, and the largest residual (Ha) of those that matter;
-    and the free energy (Ha) of the crystal, if it was asked for.
+    """Eigenvalues [K', bands] (Ha) at k-points outside the mesh, 0 at points without plane waves; the largest residual
+    (Ha) of those that matter; and the free energy (Ha) of the crystal, if it was asked for.
     """
 
     eigenvalues: jax.Array
@@ -261,7 +269,8 @@ def bands_at(basis: Basis, tables: SpeciesTables, settings: ScfSettings, lane: L
         return jnp.max(jnp.where(wanted, bands.residuals, 0.0))
 
     def converge(improve: Callable[[jax.Array], Bands], waves: jax.Array) -> Bands:
-        unknown = jnp.full(waves.shape[:1], jnp.inf, settings.real_type)
+        # A point without plane waves has nothing to converge.
+        unknown = jnp.where(jnp.any(waves != 0), jnp.full(waves.shape[:1], jnp.inf, settings.real_type), 0.0)
         return jax.lax.while_loop(
             lambda carry: (carry[0] < _BAND_SWEEPS) & (worst(carry[1]) > settings.band_tolerance),
             lambda carry: (carry[0] + 1, improve(carry[1].waves)),
