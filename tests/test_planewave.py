@@ -19,7 +19,7 @@ from numpy.polynomial.legendre import leggauss, legval
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.vasp.inputs import Kpoints
 
-from crystaljax import caveats
+from crystaljax import caveats, library
 from crystaljax.dft_bridge.engines import planewave as module
 from crystaljax.dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
@@ -55,6 +55,7 @@ from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet, 
 from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
+from crystaljax.elements import MEDIUM
 from crystaljax.status import Status
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
@@ -1218,6 +1219,13 @@ def test_bands_at_the_points_of_the_mesh_are_those_of_the_scf():
     found = jax.tree.map(np.asarray, chosen.solve(problems, solver.bands_at, extra))
     assert found.converged.all() and float(found.extra.residual[0]) <= KIND.settings.band_tolerance
     np.testing.assert_allclose(found.extra.eigenvalues[0][:, :5], found.eigenvalues[0][:, :5], atol=2e-5)
+    # A point that only fills up the array is not calculated, and changes no other.
+    fewer = extra.basis.replace(valid=extra.basis.valid.at[1:].set(False))
+    fewer = solver.ExtraPoints(fewer, extra.nearest, extra.waves)
+    assert extra.used.all() and fewer.used.tolist() == [True, False]
+    part = jax.tree.map(np.asarray, chosen.solve(problems, solver.bands_at, fewer))
+    np.testing.assert_array_equal(part.extra.eigenvalues[0][0], found.extra.eigenvalues[0][0])
+    assert not part.extra.eigenvalues[0][1].any() and 0 < part.extra.residual[0] <= found.extra.residual[0]
 
 
 @pytest.mark.slow
@@ -1351,3 +1359,57 @@ def test_an_scf_that_fails_from_a_guess_starts_again_from_the_atoms(together):
     assert found.converged.all() and not any(climb.failed_attempts for climb in climbs)
     assert found.iterations[1] == first.iterations[1] and max(found.iterations[[0, 2]]) <= 2
     np.testing.assert_allclose(found.extra.free, first.extra.free, atol=2e-7)
+
+
+def differentiated(basis, tables, settings, lane, extra=None):
+    """The slope of :func:`solver.compression` from the energy itself."""
+    problem, state = lane.problem, lane.state
+    waves = scf.final_waves(state.waves)
+
+    def energy(strain):
+        scaled = problem.replace(lattice=problem.lattice * jnp.exp(strain / 3))
+        return scf.total_energy(basis, tables, settings, scaled, waves, state.numbers, state.minus_ts).free
+
+    return jax.jvp(energy, (jnp.zeros(()),), (jnp.ones(()),))[1]
+
+
+def test_the_slope_by_the_volume_is_that_of_the_energy():
+    bench, kind = Workbench(shipped(), 1), KIND
+    problems = bench.problems(kind, [["Ga", "P"]])  # with a core and d electrons
+    found = bench.solver(kind).solve(problems, differentiated, besides=solver.compression)
+    assert found.converged.all() and abs(float(found.extra[0])) > 1e-3
+    # 1e-10 Ha are 1e-8 GPa in this cell
+    assert float(found.besides.slope[0]) == pytest.approx(float(found.extra[0]), abs=1e-10)
+
+
+# How programs are compiled
+
+
+def test_assignments_of_a_skeleton_have_few_programs():
+    """Kinds differ in symmetry, k-points and settings; a program is compiled for the shapes of their arrays."""
+    engine, skeleton = PlanewaveEngine(**PRESETS["fast"]), library.benchmark("C2")
+    rng, found = np.random.default_rng(0), set()
+    while len(found) < 64:
+        numbers = [atomic_numbers[s] for s in rng.choice(MEDIUM.symbols, len(skeleton.frac_coords))]
+        crystal = Crystal(np.array(skeleton.lattice), np.array(skeleton.frac_coords), np.array(numbers))
+        if engine.refuse(crystal, "band_gap") is None:
+            found.add((tuple(numbers), engine.kind(crystal, "band_gap")))
+    distinct = {kind for _, kind in found}
+    bench = Workbench(shipped(), 1)
+    assert len(distinct) > 15
+    assert len({bench.programs(kind, special=True) for kind in distinct}) <= 8
+
+
+def test_an_xla_without_the_quick_options_compiles_as_it_does(monkeypatch):
+    assert solver.quick_options.__wrapped__() in (None, {"xla_cpu_use_fusion_emitters": False})
+    refused, jit = [], jax.jit
+
+    def old_xla(function, compiler_options=None, **settings):
+        refused.append(compiler_options)
+        return jit(function, compiler_options=compiler_options and {"xla_no_such_option": True}, **settings)
+
+    monkeypatch.setattr(jax, "jit", old_xla)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert solver.quick_options.__wrapped__() is None and refused == [{"xla_cpu_use_fusion_emitters": False}]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert solver.quick_options.__wrapped__() is None and len(refused) == 1

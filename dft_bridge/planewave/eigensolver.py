@@ -75,16 +75,16 @@ def hueckel(orbitals: jax.Array, energies: jax.Array) -> jax.Array:
     diagonal = jnp.eye(len(energies), dtype=bool)
     levels = jnp.where(missing, _MISSING, energies)
     means = jnp.where(diagonal, 1.0, _HOFFMANN) * (levels[:, None] + levels) / 2
-    factor = jnp.linalg.cholesky(overlap + _CLOSE * jnp.eye(len(energies), dtype=overlap.dtype))
+    factor = _cholesky(overlap + _CLOSE * jnp.eye(len(energies), dtype=overlap.dtype))
     inverse = jax.lax.linalg.triangular_solve(factor, diagonal.astype(overlap.dtype), left_side=True, lower=True)
-    vectors = jnp.linalg.eigh(_hermitian(inverse @ (means * overlap) @ inverse.conj().T))[1]
+    vectors = _eigh(inverse @ (means * overlap) @ inverse.conj().T)[1]
     return (inverse.conj().T @ vectors).T
 
 
 def orthonormalise(waves: jax.Array) -> jax.Array:
     """Rows [bands, P] made orthonormal in double precision (complex128)."""
     waves = waves.astype(jnp.complex128)
-    factor = jnp.linalg.cholesky(_hermitian(waves.conj() @ waves.T))
+    factor = _cholesky(_hermitian(waves.conj() @ waves.T))
     return jax.lax.linalg.triangular_solve(factor.conj(), waves, left_side=True, lower=True)
 
 
@@ -93,9 +93,9 @@ def _rayleigh_ritz(space: jax.Array, applied: jax.Array, bands: int) -> tuple[ja
     overlap = _hermitian(space.conj() @ space.T)
     matrix = _hermitian(space.conj() @ applied.T)
     one = jnp.eye(len(overlap), dtype=overlap.dtype)
-    factor = jnp.linalg.cholesky(overlap + _SHIFT[overlap.dtype] * one)
+    factor = _cholesky(overlap + _SHIFT[overlap.dtype] * one)
     inverse = jax.lax.linalg.triangular_solve(factor, one, left_side=True, lower=True)
-    eigenvalues, vectors = jnp.linalg.eigh(_hermitian(inverse @ matrix @ inverse.conj().T))
+    eigenvalues, vectors = _eigh(inverse @ matrix @ inverse.conj().T)
     return eigenvalues[:bands], inverse.conj().T @ vectors[:, :bands]
 
 
@@ -109,3 +109,14 @@ def _preconditioner(kinetic: jax.Array, waves: jax.Array) -> jax.Array:
 
 def _hermitian(matrix: jax.Array) -> jax.Array:
     return 0.5 * (matrix + matrix.conj().T)
+
+
+def _cholesky(matrix: jax.Array) -> jax.Array:
+    """Lower factor of a matrix that is Hermitian to the last bit."""
+    return jax.lax.linalg.cholesky(matrix, symmetrize_input=False)
+
+
+def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues, ascending, and eigenvectors (columns) of a matrix that is Hermitian but for rounding."""
+    vectors, eigenvalues = jax.lax.linalg.eigh(_hermitian(matrix), symmetrize_input=False)
+    return eigenvalues, vectors

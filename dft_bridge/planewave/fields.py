@@ -80,6 +80,33 @@ def density_energy(basis: Basis, functional: str, potential: DensityPotential, d
     return local + hartree + xc_energy(basis, functional, potential.vectors, potential.volume, total) + potential.ewald
 
 
+def density_slope(
+    basis: Basis,
+    functional: str,
+    potential: DensityPotential,
+    density: jax.Array,
+    local_change: jax.Array,
+    core_change: jax.Array,
+) -> jax.Array:
+    """Derivative (Ha) of :func:`density_energy` by the logarithm of the volume, the electrons at each G held.
+
+    Args:
+        local_change, core_change: complex [G], derivatives of the ``local`` and ``core`` of the potential.
+    """
+    weights = potential.volume * basis.density_weights
+    local = jnp.sum(weights * (density.conj() * local_change).real)
+    hartree = jnp.sum(hartree_norm(basis, potential) * (density.real**2 + density.imag**2))
+
+    def xc_of(strain: jax.Array, points: jax.Array) -> jax.Array:
+        shrunk, grown = jnp.exp(-strain / 3), jnp.exp(strain)
+        return xc_energy(basis, functional, potential.vectors * shrunk, potential.volume * grown, points)
+
+    zero = jnp.zeros((), potential.volume.dtype)
+    points = to_points(basis, density + potential.core), to_points(basis, core_change - density)
+    xc_change = jax.jvp(xc_of, (zero, points[0]), (jnp.ones_like(zero), points[1]))[1]
+    return local - (hartree + potential.ewald) / 3 + xc_change
+
+
 def _inverse(coefficients: jax.Array, gather_map: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
     padded = jnp.concatenate([coefficients, jnp.zeros(1, coefficients.dtype)])
     half = padded[gather_map].reshape(*shape[:2], shape[2] // 2 + 1)

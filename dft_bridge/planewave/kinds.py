@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import jax
@@ -144,15 +144,32 @@ class Workbench:
         return Solver(basis, tables, kind.settings, lanes)
 
     def _special(self, kind: Kind) -> ExtraPoints:
-        """Plane waves at the special points of a kind; their weights mean nothing."""
+        """Plane waves at the special points of a kind; their weights mean nothing.
+
+        Made up to a power of two by points without any (:attr:`.Basis.valid`), so that few programs are compiled.
+        """
         symmetry, lattice = kind.symmetry, np.array(kind.lattice)
         chosen = special_points(lattice) if kind.rule == "lattice" else half_points()
-        points, weights = reduce_points(chosen, symmetry)
-        basis = make_basis(lattice / Bohr, kind.cutoff, points, weights, symmetry, kind.stretch)
+        points, _ = reduce_points(chosen, symmetry)
+        count, rows = len(points), min(1 << (len(points) - 1).bit_length(), len(chosen))
+        points = np.concatenate([points, np.repeat(points[:1], rows - count, axis=0)])
+        basis = make_basis(lattice / Bohr, kind.cutoff, points, np.ones(len(points)), symmetry, kind.stretch)
+        basis = basis.replace(valid=basis.valid.at[count:].set(False))
         mesh = self.solver(kind).basis
         # The largest arrays, and the same in both: how the symmetry turns the density.
         shared = {name: getattr(mesh, name) for name in ("images", "image_signs", "image_phases")}
         return ExtraPoints(basis.replace(**shared), *nearest_waves(mesh, basis))
+
+    def programs(self, kind: Kind, special: bool) -> Hashable:
+        """What the programs of a kind are compiled for: kinds with the same have them in common.
+
+        Args:
+            special: whether bands at special points are asked for.
+        """
+        solver = self.solver(kind)
+        given = solver.basis, solver.tables, self.special(kind) if special else None
+        leaves, structure = jax.tree.flatten(given)
+        return solver.settings, solver.lanes, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
 
     def problems(self, kind: Kind, symbols: Sequence[Sequence[str]], scales: Sequence[float] = (1.0,)) -> Problem:
         """Every crystal ([N] symbols) at every volume (relative to the kind's), crystals first."""

@@ -6,6 +6,7 @@ Hartree units.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -15,10 +16,13 @@ import numpy as np
 from flax import struct
 
 from crystaljax.dft_bridge.planewave.basis import Basis
-from crystaljax.dft_bridge.planewave.ewald import ewald_matrix
+from crystaljax.dft_bridge.planewave.ewald import ewald_matrix, reciprocal_cell
 from crystaljax.dft_bridge.planewave.pseudopotentials import Q_STEP, PseudoSet
 
 _STENCIL = 6
+_MIDDLE = (_STENCIL - 1) / 2
+_LAGRANGE = np.linalg.inv(np.vander(np.arange(_STENCIL) - _MIDDLE, increasing=True)).T
+"""Of each point's polynomial, the coefficients [points, powers] of powers of the distance from the middle."""
 _SLACK = 1 + 1e-9
 
 
@@ -151,8 +155,8 @@ def density_potential(
         frac_coords: [N, 3].
         species: int [N], rows of ``tables``.
     """
-    volume = jnp.abs(jnp.linalg.det(lattice))
-    vectors = basis.density_millers @ _reciprocal(lattice)
+    volume, reciprocal = reciprocal_cell(lattice)
+    vectors = basis.density_millers @ reciprocal
     g2 = jnp.sum(vectors**2, axis=-1)
     origin = np.arange(basis.n_density) == 0  # the slowest comes first
     safe_g2 = jnp.where(origin, 1.0, g2)
@@ -183,7 +187,7 @@ def _plane_waves(
     basis: Basis, lattice: jax.Array, kpoint: jax.Array, millers: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Vectors k + G [P, 3] at one k-point, their squares [P], and the mask [P] of those below the cut-off."""
-    vectors = (millers + kpoint) @ _reciprocal(lattice)
+    vectors = (millers + kpoint) @ reciprocal_cell(lattice)[1]
     k2 = jnp.sum(vectors**2, axis=-1)
     return vectors, k2, jnp.where(valid, _below(basis, k2, basis.cutoff), 0.0)
 
@@ -202,7 +206,7 @@ def wave_potential(
     vectors, k2, mask = _plane_waves(basis, lattice, kpoint, millers, valid)
     tiny = k2 < 1e-16
     q = jnp.where(tiny, 0.0, jnp.sqrt(jnp.where(tiny, 1.0, k2)))
-    scale = 4 * math.pi / jnp.sqrt(jnp.abs(jnp.linalg.det(lattice)))
+    scale = 4 * math.pi / jnp.sqrt(reciprocal_cell(lattice)[0])
     return WavePotential(
         kinetic=0.5 * k2 * mask,
         mask=mask,
@@ -253,15 +257,10 @@ def interpolate(table: jax.Array, q: jax.Array) -> jax.Array:
     """Six-point Lagrange interpolation of ``table`` [..., Q] on the uniform grid at ``q`` [n] (1/bohr): [..., n]."""
     t = q / Q_STEP
     first = jnp.clip(jnp.floor(t).astype(jnp.int32) - _STENCIL // 2 + 1, 0, table.shape[-1] - _STENCIL)
-    x = t - first
-    result = jnp.zeros((*table.shape[:-1], *q.shape), table.dtype)
-    for i in range(_STENCIL):
-        weight = jnp.ones_like(x)
-        for j in range(_STENCIL):
-            if j != i:
-                weight = weight * (x - j) / (i - j)
-        result = result + table[..., first + i] * weight
-    return result
+    offset = t - first - _MIDDLE
+    powers = jnp.stack([jnp.ones_like(offset), *itertools.accumulate([offset] * (_STENCIL - 1), jnp.multiply)])
+    weights = jnp.asarray(_LAGRANGE, powers.dtype) @ powers
+    return sum(table[..., first + i] * weights[i] for i in range(_STENCIL))
 
 
 def real_harmonics(vectors: jax.Array, lmax: int) -> jax.Array:
@@ -296,11 +295,6 @@ def _below(basis: Basis, squares: jax.Array, cutoff: float) -> jax.Array:
     if basis.fixed:
         return jnp.ones_like(squares)
     return jax.lax.stop_gradient(jnp.where(0.5 * squares <= cutoff * _SLACK, 1.0, 0.0))
-
-
-def _reciprocal(lattice: jax.Array) -> jax.Array:
-    """Reciprocal lattice vectors (rows), 1/bohr."""
-    return 2 * math.pi * jnp.linalg.inv(lattice).T
 
 
 def _members(channels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -139,7 +139,7 @@ def band_edges(
     for i, crystal in enumerate(symbols):
         bands, residual = found.eigenvalues[i], 0.0
         if special:
-            bands = np.concatenate([bands, found.extra.eigenvalues[i]])
+            bands = np.concatenate([bands, found.extra.eigenvalues[i][extra.used]])
             residual = float(found.extra.residual[i]) * Hartree
         occupied = sum(bench.pseudopotentials.valence(s) for s in crystal) // 2
         below, above = bands[:, occupied - 1] * Hartree, bands[:, occupied] * Hartree

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -427,6 +427,57 @@ def total_energy(
     density = density_of(basis, settings, acting.volume, waves, numbers)
     density_part = fields.density_energy(basis, settings.functional, acting, density)
     return Energy(kinetic + nonlocal_part + density_part + minus_ts, minus_ts, kinetic, nonlocal_part, density_part)
+
+
+def volume_slope(
+    basis: Basis,
+    tables: SpeciesTables,
+    settings: ScfSettings,
+    problem: Problem,
+    acting: DensityPotential,
+    waves: jax.Array,
+    numbers: jax.Array,
+) -> jax.Array:
+    """Derivative (Ha) of :func:`total_energy` by the logarithm of the volume, for the same waves and occupations.
+
+    What goes with a power of the volume is written down: densities with -1, kinetic energies with -2/3, energies of
+    charges with -1/3. The rest is differentiated, so that the program is a small one. Nielsen and Martin (1985).
+
+    Args:
+        acting: of ``problem``.
+    """
+
+    def scaled(strain: jax.Array) -> Problem:
+        return problem.replace(lattice=problem.lattice * jnp.exp(strain / 3))
+
+    def slope_of(function: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
+        """A function of the strain and its derivative, where there is none; what is not used is not compiled."""
+        return jax.jvp(function, (jnp.zeros(()),), (jnp.ones(()),))
+
+    strengths = projector_energies(acting.energies, tables.channels)
+
+    def add(total: jax.Array, kpoint: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        at, millers, valid, weight, bands, occupations = kpoint
+
+        def potential(strain: jax.Array) -> WavePotential:
+            return wave_potential(basis, tables, *_arrays(scaled(strain)), at, millers, valid)
+
+        here, change = slope_of(potential)
+        kinetic = -2 / 3 * jnp.sum(here.kinetic * (bands.real**2 + bands.imag**2), axis=1)
+        overlaps = bands @ projector_functions(here, tables.channels).conj().T
+        changes = bands @ projector_functions(here.replace(radial=change.radial), tables.channels).conj().T
+        nonlocal_part = 2 * (overlaps.real * changes.real + overlaps.imag * changes.imag) @ strengths
+        return total + weight * jnp.sum(occupations * (kinetic + nonlocal_part)), None
+
+    kpoints = (basis.kpoints, basis.millers, basis.valid, basis.weights, waves, numbers)
+    bands_part, _ = jax.lax.scan(add, jnp.zeros((), numbers.dtype), kpoints)
+    density = density_of(basis, settings, acting.volume, waves, numbers)
+    _, change = slope_of(lambda strain: density_potential(basis, tables, *_arrays(scaled(strain))))
+    return bands_part + fields.density_slope(basis, settings.functional, acting, density, change.local, change.core)
+
+
+def _arrays(problem: Problem) -> tuple[jax.Array, jax.Array, jax.Array]:
+    return problem.lattice, problem.frac_coords, problem.species
 
 
 def final_waves(waves: jax.Array) -> jax.Array:

@@ -26,14 +26,14 @@ def correlation_pw92(density: jax.Array) -> jax.Array:
     energies by some 0.05 meV per atom.
     """
     a, a1, b1, b2, b3, b4 = 0.031091, 0.21370, 7.5957, 3.5876, 1.6382, 0.49294
-    rs = jnp.cbrt(3 / (4 * math.pi * density))
+    rs = math.cbrt(3 / (4 * math.pi)) / jnp.cbrt(density)  # the same root everywhere, so that it is taken once
     s = jnp.sqrt(rs)
     return -2 * a * (1 + a1 * rs) * jnp.log1p(1 / (2 * a * (b1 * s + b2 * rs + b3 * rs * s + b4 * rs * rs)))
 
 
 def exchange_uniform(density: jax.Array) -> jax.Array:
     """Exchange energy per electron (Ha) of the uniform gas."""
-    return -0.75 * jnp.cbrt(3 / math.pi * density)
+    return -0.75 * math.cbrt(3 / math.pi) * jnp.cbrt(density)
 
 
 def energy_lda(density: jax.Array) -> jax.Array:
@@ -51,7 +51,7 @@ def energy_pbe(density: jax.Array, gradient_squared: jax.Array) -> jax.Array:
     """
     density = jnp.maximum(density, DENSITY_FLOOR)
     g2 = gradient_squared + _TINY_GRADIENT
-    kf = jnp.cbrt(3 * math.pi**2 * density)
+    kf = math.cbrt(3 * math.pi**2) * jnp.cbrt(density)
     s2 = g2 / (4 * kf**2 * density**2)
     enhancement = 1 + _KAPPA - _KAPPA / (1 + _MU * s2 / _KAPPA)
     correlation = correlation_pw92(density)
