@@ -788,6 +788,7 @@ def test_inverting_the_crystal_changes_nothing(alone):
     assert float(alone["P Al"].extra.free) == pytest.approx(float(alone["Al P"].extra.free), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_crystal_does_not_feel_its_neighbours(alone, together):
     names = ["Li F", "V H", "Al P", "Si Si", "nothing", "B P"]
     problems = together.bench.problems(together.kind, [(n if " " in n else "Si Si").split() for n in names])
@@ -811,6 +812,7 @@ def test_a_crystal_does_not_feel_its_neighbours(alone, together):
     np.testing.assert_array_equal(backwards.iterations[::-1], found.iterations)
 
 
+@pytest.mark.slow
 def test_crystals_that_do_not_converge_climb_and_leave_the_others_alone(together):
     names = ["Li F", "V H", "Al P", "nothing", "V H"]
     problems = together.bench.problems(together.kind, [(n if " " in n else "Si Si").split() for n in names])
@@ -833,6 +835,7 @@ def test_crystals_that_do_not_converge_climb_and_leave_the_others_alone(together
     assert [len(climb.failed_attempts) for climb in climbs] == [0, 1, 0, 2, 1]
 
 
+@pytest.mark.slow
 def test_batches_through_the_engine(together, alone, as_user, monkeypatch):
     # Bands enough for all of them, so that they are of one kind.
     monkeypatch.setattr(kinds, "band_count", lambda electrons, share: 8)
@@ -902,16 +905,19 @@ def free_standing(double):
     )
 
 
+@pytest.mark.slow
 def test_reduced_k_points_and_single_precision_change_no_energy(free_standing, alone):
     assert float(free_standing.ideal.free) == pytest.approx(float(alone["Al P"].extra.free), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_forces_are_the_slope_of_the_energy(free_standing):
     slope = (free_standing.moved_ahead.free - free_standing.moved_back.free) / (2 * free_standing.h)
     assert abs(slope) > 1e-3
     assert -np.vdot(free_standing.distorted.forces, free_standing.move) == pytest.approx(slope, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_stress_is_the_slope_of_the_energy(free_standing):
     slope = (free_standing.strained_ahead.free - free_standing.strained_back.free) / (2 * free_standing.h)
     volume = abs(np.linalg.det(free_standing.lattice))
@@ -919,6 +925,7 @@ def test_stress_is_the_slope_of_the_energy(free_standing):
     assert volume * np.vdot(free_standing.distorted.stress, free_standing.strain) == pytest.approx(slope, abs=3e-5)
 
 
+@pytest.mark.slow
 def test_symmetry_forbids_forces_and_shear(free_standing):
     np.testing.assert_allclose(free_standing.ideal.forces, 0, atol=1e-5)
     stress = free_standing.ideal.stress
@@ -926,11 +933,13 @@ def test_symmetry_forbids_forces_and_shear(free_standing):
     assert np.abs(free_standing.distorted.forces).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_nothing_pushes_the_whole_crystal(free_standing):
     total = np.asarray(free_standing.distorted.forces).sum(axis=0)
     np.testing.assert_allclose(total, 0, atol=2e-4)  # exchange-correlation on points in space
 
 
+@pytest.mark.slow
 def test_a_turned_crystal_has_turned_forces(free_standing):
     first, second, turn = free_standing.distorted, free_standing.turned, free_standing.turn
     assert float(second.free) == pytest.approx(float(first.free), abs=1e-9)
@@ -938,12 +947,14 @@ def test_a_turned_crystal_has_turned_forces(free_standing):
     np.testing.assert_allclose(second.stress, turn.T @ first.stress @ turn, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_order_of_sites_does_not_matter(free_standing):
     first, second = free_standing.distorted, free_standing.permuted
     assert float(second.free) == pytest.approx(float(first.free), abs=1e-9)
     np.testing.assert_allclose(second.forces, first.forces[::-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_inverted_crystal_has_opposite_forces(free_standing):
     first, second = free_standing.distorted, free_standing.inverted
     assert float(second.free) == pytest.approx(float(first.free), abs=1e-9)
@@ -1192,6 +1203,7 @@ def test_many_are_as_one_by_one(as_user):
     assert 1.2 < phosphide.value < 2.0  # published PBE: 1.6 eV
 
 
+@pytest.mark.slow
 def test_relaxed_cell_is_the_minimum_of_the_energy(as_user, together):
     density = ENGINE.compute(zincblende("Si Si"), "density")
     assert density.status == Status.OK and density.details["relaxed"]
@@ -1346,6 +1358,7 @@ def test_a_crystal_that_starts_from_itself_is_done_at_once():
     assert float(again.extra.free[0]) == pytest.approx(float(found.extra.free[0]), abs=1e-8)
 
 
+@pytest.mark.slow
 def test_volumes_start_from_the_middle_one(together):
     kind, bench = together.kind, together.bench
     names, scales = [["Li", "F"], ["Al", "P"], ["Si", "Si"]], together.engine.eos_volumes
@@ -1361,6 +1374,7 @@ def test_volumes_start_from_the_middle_one(together):
         np.testing.assert_allclose(volumes.energies, others.energies, atol=1e-7 * Hartree)
 
 
+@pytest.mark.slow
 def test_an_scf_that_fails_from_a_guess_starts_again_from_the_atoms(together):
     chosen, names = together.bench.solver(together.kind), [["Li", "F"], ["Al", "P"], ["Si", "Si"]]
     problems = together.bench.problems(together.kind, names)
