@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import textwrap
+from pathlib import Path
 
 # One thread for each linear-algebra call, as in the bridge's workers: two processes run tests side by side, and
 # threads that wait for each other over small matrices make DFT several times slower. Must precede NumPy's import.
@@ -15,12 +19,30 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# LLVM's optimisations cost more time than they save in programs that run for a moment; XLA's own are as for users.
+if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+# Most of a test's time is compiling, so each program is compiled once in a session, by the process that comes first to
+# it: xdist's workers, and every program that a test starts, inherit this folder. It is new, so no program of an earlier
+# session stands in for a compilation.
+if "CRYSTALJAX_TEST_PROGRAMS" not in os.environ:
+    os.environ["CRYSTALJAX_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="crystaljax-programs-")
+    atexit.register(shutil.rmtree, os.environ["CRYSTALJAX_TEST_PROGRAMS"], ignore_errors=True)
+os.environ |= {
+    "JAX_COMPILATION_CACHE_DIR": os.environ["CRYSTALJAX_TEST_PROGRAMS"],
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as compilation_cache_module
 
 from crystaljax import FunctionEvaluator
+from crystaljax.dft_bridge.planewave import program_cache
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a plugin of pytest may have imported JAX
+program_cache.use(Path(os.environ["CRYSTALJAX_TEST_PROGRAMS"]))
 
 
 @pytest.fixture(scope="session")
@@ -49,18 +71,3 @@ def offer(monkeypatch, tmp_path_factory):
         monkeypatch.delitem(sys.modules, module, raising=False)
 
     return install
-
-
-@pytest.fixture(scope="module")
-def compilation_cache(tmp_path_factory):
-    """Most of a short run is compiling; here each program is compiled once."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    settings = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache_module.reset_cache()
-    yield {name.upper(): str(value) for name, value in settings.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache_module.reset_cache()

@@ -177,7 +177,7 @@ def test_the_mean_of_rainbows_advantages_is_per_state():
     states = jax.random.normal(jax.random.key(0), (7, 3))
     params = quick_jit(network.init)(jax.random.key(1), states[0])
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + 0.3 * random.normal(size=leaf.shape).astype(np.float32), params)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.3 * random.normal(size=leaf.shape).astype("f4"), params)
     apply = quick_jit(jax.vmap(network.apply, in_axes=(None, 0)))
     together = apply(params, states)
     heads = params["params"]
@@ -195,10 +195,11 @@ def test_noise_differs_by_key_and_is_absent_without_one():
     draws = apply(jax.random.split(jax.random.key(1), 99))
     assert draws.shape == (99, 4, 3) and (np.std(draws, axis=0) > 1e-3).all()
     np.testing.assert_allclose(params["params"]["value"]["NoisyDense_0"]["kernel_size"], 0.5 / math.sqrt(3))
-    still = jax.tree.map_with_path(lambda path, leaf: 0 * leaf if "_size" in str(path[-1]) else leaf, params)
-    np.testing.assert_allclose(
-        quick_jit(network.apply)(params, state), network.apply(still, state, rngs={NOISE: jax.random.key(2)}), rtol=1e-5
+    still = jax.tree.map_with_path(
+        lambda path, leaf: 0 * np.asarray(leaf) if "_size" in str(path[-1]) else leaf, params
     )
+    without = quick_jit(lambda params: network.apply(params, state, rngs={NOISE: jax.random.key(2)}))(still)
+    np.testing.assert_allclose(quick_jit(network.apply)(params, state), without, rtol=1e-5)
 
 
 # SAC's parts
@@ -292,7 +293,10 @@ def trained(request, problem):
     return module, config, keys, quick_jit(jax.vmap(module.make_train(config, env, params)))(keys)
 
 
-@pytest.mark.parametrize("trained", LEARNERS, indirect=True)
+SLOW_BUT_ONE = [name if name == "dqn" else pytest.param(name, marks=pytest.mark.slow) for name in LEARNERS]
+
+
+@pytest.mark.parametrize("trained", SLOW_BUT_ONE, indirect=True)
 def test_every_seed_beats_random_on_a_task_solved_exactly(problem, trained):
     *_, (_, losses, records) = trained
     finished, reward = (np.asarray(leaf)[:, -15:] for leaf in (records.finished, records.reward))
@@ -303,7 +307,7 @@ def test_every_seed_beats_random_on_a_task_solved_exactly(problem, trained):
     assert np.isfinite(losses["loss"][:, -1]).all()
 
 
-@pytest.mark.parametrize("trained", ["dqn", "rainbow"], indirect=True)
+@pytest.mark.parametrize("trained", SLOW_BUT_ONE[:2], indirect=True)
 def test_seeds_vmapped_are_seeds_run_alone(problem, trained):
     env, params = problem
     module, config, keys, (_, _, together) = trained

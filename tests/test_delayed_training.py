@@ -39,8 +39,6 @@ from crystaljax.dft_bridge.testing import FakeEngine, fake_value
 from crystaljax.evaluators import BoundEvaluator, Deferred
 from crystaljax.status import Status
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 LANES, UPDATES = 4, 12
 SMALL = {"lanes": LANES, "steps": 4, "start": 48, "batch": 8, "buffer": 400}
 CONFIG = RunConfig(

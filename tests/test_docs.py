@@ -123,7 +123,14 @@ def page_folder(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def case_of(page: Path):
+    """A page; one with a training takes long."""
+    lines = [line for block in blocks(page.read_text()) if block.language == "bash" for line in commands(block.code)]
+    trains = any(line.startswith("crystaljax train") and not line.startswith(tuple(NOT_RUN)) for line in lines)
+    return pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] * trains)
+
+
+@pytest.mark.parametrize("page", map(case_of, PAGES))
 def test_every_block_of_a_page_runs(page, page_folder):
     namespace: dict = {"__name__": "__main__"}
     for block in blocks(page.read_text()):
@@ -171,6 +178,7 @@ def test_the_ci_script_runs_the_test_command():
         assert step in command.replace("--quiet ", "") and step in script.replace("--quiet ", "")
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_its_notebooks_run(tmp_path):
     pytest.importorskip("mkdocs", reason="pip install '.[docs]'")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]

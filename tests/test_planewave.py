@@ -69,6 +69,15 @@ QUARTZ = Structure.from_spacegroup(
 )
 SKEW = np.array([[1.0, 0.1, 0.0], [0.3, 1.2, -0.2], [-0.2, 0.1, 0.9]])
 
+# Compiled as a whole, as solvers do it: operation by operation, every shape of each is a program to compile.
+anderson, ewald, gaussian = jax.jit(mixing.anderson), jax.jit(ewald_matrix), jax.jit(occupations.gaussian)
+interpolate = jax.jit(potentials.interpolate)
+orthonormalise = jax.jit(eigensolver.orthonormalise)
+real_harmonics = jax.jit(potentials.real_harmonics, static_argnums=1)
+symmetrised, to_coefficients, to_points = (
+    jax.jit(function) for function in (fields.symmetrise, fields.to_coefficients, fields.to_points)
+)
+
 ROUGH = {
     **{f"{name}_cutoff": 10.0 for name in PROPERTIES},
     **{f"{name}_kppa": 20.0 for name in PROPERTIES},  # 2 x 2 x 2 for two atoms
@@ -182,10 +191,14 @@ def test_functionals_are_finite_where_there_is_no_density():
 # Ewald sums
 
 
+def electrostatic(charges, sums, lattice, positions):
+    return 0.5 * charges @ ewald(sums, lattice, positions) @ charges
+
+
 def madelung(lattice, positions, charges, distance):
     sums = ewald_sums(np.asarray(lattice))
     charges = np.array(charges, float)
-    return float(-0.5 * charges @ ewald_matrix(sums, jnp.asarray(lattice), jnp.asarray(positions)) @ charges * distance)
+    return float(-electrostatic(charges, sums, lattice, positions) * distance)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +229,7 @@ def test_ewald_energy_depends_on_the_crystal_alone():
     def energy(lattice, positions, charges, splitting=1.0):
         sums = ewald_sums(lattice)
         sums = sums.replace(splitting=sums.splitting * splitting)
-        return float(0.5 * charges @ ewald_matrix(sums, jnp.asarray(lattice), jnp.asarray(positions)) @ charges)
+        return float(electrostatic(charges, sums, lattice, positions))
 
     expected = energy(lattice, positions, charges)
     assert energy(lattice, positions, charges, 0.85) == pytest.approx(expected, abs=1e-9)
@@ -235,15 +248,13 @@ def test_derivatives_of_the_ewald_energy():
     rng = np.random.default_rng(1)
     lattice, positions, charges = SKEW * 6, rng.random((3, 3)), np.array([1.0, 3.0, 5.0])
     sums = ewald_sums(lattice)
-
-    def energy(lattice, positions):
-        return 0.5 * charges @ ewald_matrix(sums, lattice, positions) @ charges
-
-    slopes = jax.grad(energy, (0, 1))(jnp.asarray(lattice), jnp.asarray(positions))
+    slopes = jax.jit(jax.grad(electrostatic, (2, 3)))(charges, sums, lattice, positions)
     moves = rng.normal(size=(3, 3)), rng.normal(size=(3, 3))
     h = 1e-5
-    ahead, behind = (energy(lattice + s * h * moves[0], positions + s * h * moves[1]) for s in (1, -1))
-    expected = float(jnp.vdot(slopes[0], moves[0]) + jnp.vdot(slopes[1], moves[1]))
+    ahead, behind = (
+        electrostatic(charges, sums, lattice + s * h * moves[0], positions + s * h * moves[1]) for s in (1, -1)
+    )
+    expected = float(np.vdot(slopes[0], moves[0]) + np.vdot(slopes[1], moves[1]))
     assert float(ahead - behind) / (2 * h) == pytest.approx(expected, rel=1e-6)
 
 
@@ -339,7 +350,10 @@ def symmetric(request):
     points = reduce_points(mesh_points([2, 2, 2]), symmetry)
     basis = make_basis(lattice / Bohr, 5.0, *points, symmetry)
     species = np.array([kinds_of.index(s) for s in symbols])
-    potential = potentials.density_potential(basis, tables_of(*kinds_of), lattice / Bohr, positions, species)
+    tables = tables_of(*kinds_of)
+    potential = jax.jit(lambda *crystal: potentials.density_potential(basis, tables, *crystal, species))(
+        lattice / Bohr, positions
+    )
     return SimpleNamespace(
         lattice=lattice / Bohr, positions=positions, symmetry=symmetry, basis=basis, potential=potential
     )
@@ -382,26 +396,26 @@ def test_symmetry_maps_the_sphere_onto_itself(symmetric):
 
 def test_a_crystals_density_is_symmetric_as_it_is(symmetric):
     density = symmetric.potential.start
-    np.testing.assert_allclose(fields.symmetrise(symmetric.basis, density), density, atol=1e-9)
+    np.testing.assert_allclose(symmetrised(symmetric.basis, density), density, atol=1e-9)
 
 
 def random_field(basis, seed=0):
-    return fields.to_coefficients(basis, jnp.asarray(np.random.default_rng(seed).normal(size=basis.box)))
+    return to_coefficients(basis, jnp.asarray(np.random.default_rng(seed).normal(size=basis.box)))
 
 
 def test_symmetrising_is_a_projection(symmetric):
     field = random_field(symmetric.basis)
-    once = fields.symmetrise(symmetric.basis, field)
+    once = symmetrised(symmetric.basis, field)
     assert float(jnp.abs(once - field).max()) > 1e-3
-    np.testing.assert_allclose(fields.symmetrise(symmetric.basis, once), once, atol=1e-12)
+    np.testing.assert_allclose(symmetrised(symmetric.basis, once), once, atol=1e-12)
     assert complex(once[0]) == pytest.approx(complex(field[0]), abs=1e-12)
 
 
 def test_points_and_coefficients(symmetric):
     basis = symmetric.basis
     field = random_field(basis)
-    points = fields.to_points(basis, field)
-    np.testing.assert_allclose(fields.to_coefficients(basis, points), field, atol=1e-12)
+    points = to_points(basis, field)
+    np.testing.assert_allclose(to_coefficients(basis, points), field, atol=1e-12)
     where = (1, 3, 2)
     phases = np.exp(2j * math.pi * np.asarray(basis.density_millers) @ (np.array(where) / basis.box))
     assert float(points[where]) == pytest.approx(float((basis.density_weights * field * phases).real.sum()), abs=1e-9)
@@ -419,10 +433,13 @@ def test_a_stretched_basis_is_that_of_the_largest_cell():
     stretched = make_basis(lattice, 6.0, *points, stretch=1.03)
     assert small.fixed and not stretched.fixed
     assert small.n_waves < large.n_waves == stretched.n_waves
-    acting = potentials.wave_potential(
-        stretched, tables_of("Si"), lattice, jnp.zeros((1, 3)), np.zeros(1, int), *(x[0] for x in _points(stretched))
-    )
-    assert int(acting.mask.sum()) == small.n_waves
+    tables, here = tables_of("Si"), [np.asarray(x)[0] for x in _points(stretched)]
+    acting = jax.jit(
+        lambda lattice: potentials.wave_potential(
+            stretched, tables, lattice, np.zeros((1, 3)), np.zeros(1, int), *map(jnp.asarray, here)
+        )
+    )(lattice)
+    assert int(np.sum(acting.mask)) == small.n_waves
 
 
 def _points(basis):
@@ -435,11 +452,11 @@ def _points(basis):
 def test_interpolation():
     q = Q_STEP * np.arange(200)
     table = jnp.asarray(np.stack([np.exp(-(q**2) / 2), np.sin(3 * q)]))
-    np.testing.assert_allclose(potentials.interpolate(table, jnp.asarray(q)), table, atol=1e-12)
+    np.testing.assert_allclose(interpolate(table, jnp.asarray(q)), table, atol=1e-12)
     between = jnp.asarray(np.random.default_rng(0).uniform(0, q[-1], 500))
     expected = np.stack([np.exp(-(between**2) / 2), np.sin(3 * between)])
-    np.testing.assert_allclose(potentials.interpolate(table, between), expected, atol=2e-9)
-    slope = jax.vmap(jax.grad(lambda x: potentials.interpolate(table, x[None])[1, 0]))(between)
+    np.testing.assert_allclose(interpolate(table, between), expected, atol=2e-9)
+    slope = jax.jit(jax.vmap(jax.grad(lambda x: interpolate(table, x[None])[1, 0])))(between)
     np.testing.assert_allclose(slope, 3 * np.cos(3 * between), atol=2e-6)
 
 
@@ -448,7 +465,7 @@ def test_real_harmonics_are_orthonormal():
     phi = 2 * math.pi * np.arange(16) / 16
     rho = np.sqrt(1 - z**2)[:, None]
     directions = np.stack(np.broadcast_arrays(rho * np.cos(phi), rho * np.sin(phi), z[:, None]), axis=-1).reshape(-1, 3)
-    values = np.asarray(potentials.real_harmonics(jnp.asarray(directions) * 2.5, 3))
+    values = np.asarray(real_harmonics(jnp.asarray(directions) * 2.5, 3))
     overlap = (values * np.repeat(weight, 16) * 2 * math.pi / 16) @ values.T
     np.testing.assert_allclose(overlap, np.eye(16), atol=1e-12)
 
@@ -456,7 +473,7 @@ def test_real_harmonics_are_orthonormal():
 def test_addition_theorem_of_the_harmonics():
     a, b = np.random.default_rng(0).normal(size=(2, 3))
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    first, second = np.asarray(potentials.real_harmonics(jnp.asarray(np.stack([a, b])), 3)).T
+    first, second = np.asarray(real_harmonics(jnp.asarray(np.stack([a, b])), 3)).T
     for momentum in range(4):
         rows = slice(momentum**2, (momentum + 1) ** 2)
         expected = (2 * momentum + 1) / (4 * math.pi) * legval(cosine, np.eye(4)[momentum])
@@ -464,9 +481,9 @@ def test_addition_theorem_of_the_harmonics():
 
 
 def test_harmonics_at_the_origin_have_no_direction():
-    values = potentials.real_harmonics(jnp.zeros((1, 3)), 3)[:, 0]
+    values = real_harmonics(jnp.zeros((1, 3)), 3)[:, 0]
     np.testing.assert_allclose(values, np.eye(16)[0] / math.sqrt(4 * math.pi), atol=1e-15)
-    slope = jax.jacobian(lambda v: potentials.real_harmonics(v, 3))(jnp.zeros((1, 3)))
+    slope = jax.jit(jax.jacobian(lambda v: potentials.real_harmonics(v, 3)))(jnp.zeros((1, 3)))
     assert np.isfinite(slope).all()
 
 
@@ -480,7 +497,7 @@ WEIGHTS = np.array([0.25, 0.75])
 @pytest.mark.parametrize("electrons", [2.0, 3.0, 4.0, 5.5])
 @pytest.mark.parametrize("width", [0.002, 0.05])
 def test_smearing_conserves_electrons(electrons, width):
-    filled = occupations.gaussian(BANDS, WEIGHTS, jnp.asarray(electrons), width)
+    filled = gaussian(BANDS, WEIGHTS, jnp.asarray(electrons), width)
     assert float(jnp.sum(WEIGHTS[:, None] * filled.numbers)) == pytest.approx(electrons, abs=1e-9)
     assert float(filled.numbers.min()) >= 0 and float(filled.numbers.max()) <= 2
     assert float(filled.minus_ts) <= 0
@@ -502,28 +519,30 @@ def test_smearing_is_wider_while_levels_cross_the_fermi_level():
     assert widths[0] == widths[1] == 0.002 and np.all(np.diff(widths) >= 0) and widths[-1] == widths[-2] == 0.02
     assert float(occupations.annealed(0.05, jnp.inf)) == 0.05
     sharp, wide = (occupations.occupy(BANDS, WEIGHTS, jnp.asarray(5.0), 0.002, error) for error in (0.0, jnp.inf))
-    expected = occupations.gaussian(BANDS, WEIGHTS, jnp.asarray(5.0), 0.02).numbers
+    expected = gaussian(BANDS, WEIGHTS, jnp.asarray(5.0), 0.02).numbers
     np.testing.assert_allclose(wide.numbers, expected, atol=1e-12)
     assert np.abs(sharp.numbers - wide.numbers).max() > 1e-3
 
 
 def test_half_filled_level():
-    filled = occupations.gaussian(jnp.array([[0.1]]), jnp.ones(1), jnp.asarray(1.0), 0.02)
+    filled = gaussian(jnp.array([[0.1]]), jnp.ones(1), jnp.asarray(1.0), 0.02)
     assert float(filled.fermi_level) == pytest.approx(0.1)
     assert float(filled.minus_ts) == pytest.approx(-0.02 / math.sqrt(math.pi))
 
 
 def test_occupations_are_the_slope_of_the_free_energy():
     def free(bands):
-        filled = occupations.gaussian(bands, WEIGHTS, jnp.asarray(5.0), 0.05)
+        filled = gaussian(bands, WEIGHTS, jnp.asarray(5.0), 0.05)
         return float(jnp.sum(WEIGHTS[:, None] * filled.numbers * bands) + filled.minus_ts)
 
-    numbers = occupations.gaussian(BANDS, WEIGHTS, jnp.asarray(5.0), 0.05).numbers
+    numbers = gaussian(BANDS, WEIGHTS, jnp.asarray(5.0), 0.05).numbers
     h = 1e-4
     for k, band in itertools.product(range(2), range(4)):
 
         def moved(step, place=(k, band)):
-            return jnp.asarray(BANDS).at[place].add(step)
+            bands = BANDS.copy()
+            bands[place] += step
+            return bands
 
         slope = (free(moved(h)) - free(moved(-h))) / (2 * h)
         assert slope == pytest.approx(float(WEIGHTS[k] * numbers[k, band]), abs=1e-6)
@@ -540,7 +559,7 @@ def mixed_errors(stiffness: np.ndarray, steps: int, depth: int) -> list[float]:
     metric = jnp.asarray(rng.uniform(0.1, 2.0, len(stiffness)))
     errors = []
     for _ in range(steps):
-        density, history = mixing.anderson(history, density, stiffness * (solution - density), metric, 0.5)
+        density, history = anderson(history, density, stiffness * (solution - density), metric, 0.5)
         errors.append(float(jnp.abs(density - solution).max()))
     return errors
 
@@ -598,7 +617,7 @@ def test_davidson_finds_the_lowest_eigenvalues(dtype, tolerance):
 def test_orthonormalising_keeps_the_space():
     rng = np.random.default_rng(0)
     waves = (rng.normal(size=(2, 4, 30)).T @ [1, 1j]).T
-    found = np.asarray(eigensolver.orthonormalise(jnp.asarray(waves, jnp.complex64)))
+    found = np.asarray(orthonormalise(jnp.asarray(waves, jnp.complex64)))
     np.testing.assert_allclose(found.conj() @ found.T, np.eye(4), atol=1e-13)
     np.testing.assert_allclose(waves @ found.conj().T @ found, waves, atol=1e-5)
 
@@ -665,7 +684,7 @@ def test_the_density_is_what_the_potential_acts_on(tilted):
     # <psi|V|psi> from H equals the integral of V n, and the density holds the electrons.
     basis = tilted.basis
     rng = np.random.default_rng(0)
-    waves = eigensolver.orthonormalise(jnp.asarray((rng.normal(size=(2, 3, basis.n_waves)).T @ [1, 1j]).T))
+    waves = orthonormalise(jnp.asarray((rng.normal(size=(2, 3, basis.n_waves)).T @ [1, 1j]).T))
     numbers = jnp.array([2.0, 1.0, 0.3])
     smooth = np.all(np.abs(basis.density_millers) <= 1, axis=1)  # whose products fit into the smaller box
     potential = random_field(basis) * smooth
@@ -677,7 +696,7 @@ def test_the_density_is_what_the_potential_acts_on(tilted):
     expected = float(numbers @ jnp.einsum("bp,bp->b", waves.conj(), acting(waves)).real)
     for at_once in (1, 3):
         points = band_density(basis, basis.to_box[0], waves, numbers, at_once)
-        density = fields.to_coefficients(basis, points)
+        density = to_coefficients(basis, points)
         assert complex(density[0]) == pytest.approx(3.3, abs=1e-12)
         assert float(jnp.sum(basis.density_weights * (density.conj() * potential).real)) == pytest.approx(
             expected, abs=1e-11
@@ -691,10 +710,12 @@ def test_the_potential_is_the_slope_of_the_energy(tilted, functional):
     change = change.at[0].set(1e-4)
 
     def energy(step):
-        return float(fields.density_energy(basis, functional, acting, acting.start + step * change))
+        return float(
+            jax.jit(fields.density_energy, static_argnums=1)(basis, functional, acting, acting.start + step * change)
+        )
 
     h = 1e-2
-    potential = fields.effective_potential(basis, functional, acting, acting.start)
+    potential = jax.jit(fields.effective_potential, static_argnums=1)(basis, functional, acting, acting.start)
     expected = float(jnp.mean(potential * fields.to_wave_points(basis, change)) * acting.volume)
     assert (energy(h) - energy(-h)) / (2 * h) == pytest.approx(expected, rel=1e-6)
 
@@ -768,6 +789,7 @@ def test_inverting_the_crystal_changes_nothing(alone):
     assert float(alone["P Al"].extra.free) == pytest.approx(float(alone["Al P"].extra.free), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_crystal_does_not_feel_its_neighbours(alone, together):
     names = ["Li F", "V H", "Al P", "Si Si", "nothing", "B P"]
     problems = together.bench.problems(together.kind, [(n if " " in n else "Si Si").split() for n in names])
@@ -791,6 +813,7 @@ def test_a_crystal_does_not_feel_its_neighbours(alone, together):
     np.testing.assert_array_equal(backwards.iterations[::-1], found.iterations)
 
 
+@pytest.mark.slow
 def test_crystals_that_do_not_converge_climb_and_leave_the_others_alone(together):
     names = ["Li F", "V H", "Al P", "nothing", "V H"]
     problems = together.bench.problems(together.kind, [(n if " " in n else "Si Si").split() for n in names])
@@ -813,6 +836,7 @@ def test_crystals_that_do_not_converge_climb_and_leave_the_others_alone(together
     assert [len(climb.failed_attempts) for climb in climbs] == [0, 1, 0, 2, 1]
 
 
+@pytest.mark.slow
 def test_batches_through_the_engine(together, alone, as_user, monkeypatch):
     # Bands enough for all of them, so that they are of one kind.
     monkeypatch.setattr(kinds, "band_count", lambda electrons, share: 8)
@@ -882,16 +906,19 @@ def free_standing(double):
     )
 
 
+@pytest.mark.slow
 def test_reduced_k_points_and_single_precision_change_no_energy(free_standing, alone):
     assert float(free_standing.ideal.free) == pytest.approx(float(alone["Al P"].extra.free), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_forces_are_the_slope_of_the_energy(free_standing):
     slope = (free_standing.moved_ahead.free - free_standing.moved_back.free) / (2 * free_standing.h)
     assert abs(slope) > 1e-3
     assert -np.vdot(free_standing.distorted.forces, free_standing.move) == pytest.approx(slope, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_stress_is_the_slope_of_the_energy(free_standing):
     slope = (free_standing.strained_ahead.free - free_standing.strained_back.free) / (2 * free_standing.h)
     volume = abs(np.linalg.det(free_standing.lattice))
@@ -899,6 +926,7 @@ def test_stress_is_the_slope_of_the_energy(free_standing):
     assert volume * np.vdot(free_standing.distorted.stress, free_standing.strain) == pytest.approx(slope, abs=3e-5)
 
 
+@pytest.mark.slow
 def test_symmetry_forbids_forces_and_shear(free_standing):
     np.testing.assert_allclose(free_standing.ideal.forces, 0, atol=1e-5)
     stress = free_standing.ideal.stress
@@ -906,11 +934,13 @@ def test_symmetry_forbids_forces_and_shear(free_standing):
     assert np.abs(free_standing.distorted.forces).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_nothing_pushes_the_whole_crystal(free_standing):
     total = np.asarray(free_standing.distorted.forces).sum(axis=0)
     np.testing.assert_allclose(total, 0, atol=2e-4)  # exchange-correlation on points in space
 
 
+@pytest.mark.slow
 def test_a_turned_crystal_has_turned_forces(free_standing):
     first, second, turn = free_standing.distorted, free_standing.turned, free_standing.turn
     assert float(second.free) == pytest.approx(float(first.free), abs=1e-9)
@@ -918,12 +948,14 @@ def test_a_turned_crystal_has_turned_forces(free_standing):
     np.testing.assert_allclose(second.stress, turn.T @ first.stress @ turn, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_the_order_of_sites_does_not_matter(free_standing):
     first, second = free_standing.distorted, free_standing.permuted
     assert float(second.free) == pytest.approx(float(first.free), abs=1e-9)
     np.testing.assert_allclose(second.forces, first.forces[::-1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_inverted_crystal_has_opposite_forces(free_standing):
     first, second = free_standing.distorted, free_standing.inverted
     assert float(second.free) == pytest.approx(float(first.free), abs=1e-9)
@@ -948,10 +980,10 @@ def test_symmetrising_leaves_symmetric_forces_alone():
     charges = np.array([4.0 if site.specie.symbol == "Si" else -2.0 for site in QUARTZ])
 
     def energy(strain, positions):
-        matrix = ewald_matrix(ewald_sums(lattice), lattice @ (jnp.eye(3) + 0.5 * (strain + strain.T)), positions)
-        return 0.5 * charges @ matrix @ charges
+        strained = lattice @ (jnp.eye(3) + 0.5 * (strain + strain.T))
+        return electrostatic(charges, ewald_sums(lattice), strained, positions)
 
-    stress, slopes = jax.grad(energy, (0, 1))(jnp.zeros((3, 3)), jnp.asarray(positions))
+    stress, slopes = jax.jit(jax.grad(energy, (0, 1)))(jnp.zeros((3, 3)), jnp.asarray(positions))
     forces = np.asarray(-slopes @ np.linalg.inv(lattice).T)
     assert np.abs(forces).max() > 0.1
     found = symmetrise(symmetry.rotations, symmetry.translations, lattice, positions, forces, np.asarray(stress))
@@ -1172,6 +1204,7 @@ def test_many_are_as_one_by_one(as_user):
     assert 1.2 < phosphide.value < 2.0  # published PBE: 1.6 eV
 
 
+@pytest.mark.slow
 def test_relaxed_cell_is_the_minimum_of_the_energy(as_user, together):
     density = ENGINE.compute(zincblende("Si Si"), "density")
     assert density.status == Status.OK and density.details["relaxed"]
@@ -1333,6 +1366,7 @@ def test_a_crystal_that_starts_from_itself_is_done_at_once():
     assert float(again.extra.free[0]) == pytest.approx(float(found.extra.free[0]), abs=1e-8)
 
 
+@pytest.mark.slow
 def test_volumes_start_from_the_middle_one(together):
     kind, bench = together.kind, together.bench
     names, scales = [["Li", "F"], ["Al", "P"], ["Si", "Si"]], together.engine.eos_volumes
@@ -1348,6 +1382,7 @@ def test_volumes_start_from_the_middle_one(together):
         np.testing.assert_allclose(volumes.energies, others.energies, atol=1e-7 * Hartree)
 
 
+@pytest.mark.slow
 def test_an_scf_that_fails_from_a_guess_starts_again_from_the_atoms(together):
     chosen, names = together.bench.solver(together.kind), [["Li", "F"], ["Al", "P"], ["Si", "Si"]]
     problems = together.bench.problems(together.kind, names)

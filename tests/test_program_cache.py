@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def kept(tmp_path):
     yield tmp_path / program_cache.processor_digest()
     for name, value in before.items():
         jax.config.update(name, value)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    assert program_cache.use(Path(before["jax_compilation_cache_dir"])), "that of the other tests"
 
 
 def compiled(number):

@@ -21,8 +21,6 @@ from crystaljax.agents.runner import sweep, train
 from crystaljax.errors import CrystalJAXError
 from crystaljax.plain_data import WrongData, at_least, typed
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 CONFIG = RunConfig(
     task="Density-RocksaltAB-v0",
     engine="unrelaxed-density",

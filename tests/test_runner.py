@@ -42,8 +42,6 @@ from crystaljax.library import perovskite
 from crystaljax.run_folder import read_best, read_sweep
 from crystaljax.status import Status
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
-
 CONFIG = RunConfig(
     task="Density-RocksaltAB-v0",
     engine="unrelaxed-density",
@@ -232,7 +230,7 @@ def test_ctrl_c_during_a_calculation_discards_the_update(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "as it was before"
 
 
-def test_killed_and_resumed_is_the_same_run(straight, tmp_path, compilation_cache):
+def test_killed_and_resumed_is_the_same_run(straight, tmp_path):
     program = f"""
 import os, signal
 from crystaljax.agents.config import RunConfig
@@ -241,7 +239,7 @@ from tests.test_runner import CONFIG, Scripted
 train(CONFIG, Scripted(lambda call: call == 6 and os.kill(os.getpid(), signal.SIGKILL)), {str(tmp_path / "run")!r})
 """
     root = os.path.dirname(os.path.dirname(__file__))
-    environment = {**os.environ, **compilation_cache, "PYTHONPATH": root}
+    environment = {**os.environ, "PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert len(lines(tmp_path / "run", "metrics.jsonl")) == 5, "one update more than the checkpoint"

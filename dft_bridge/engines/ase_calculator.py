@@ -249,8 +249,12 @@ def _make_calculator(path: str, arguments: str) -> Any:
     return calculator
 
 
+@functools.cache
 def _version(path: str) -> str:
-    """Version of the distribution that a calculator belongs to, empty if none does."""
+    """Version of the distribution that a calculator belongs to, empty if none does.
+
+    Asked once in a process, as what is imported stays: looking through all that is installed takes seconds.
+    """
     package = path.partition(".")[0]
     distributions = metadata.packages_distributions().get(package)
     return metadata.version(distributions[0]) if distributions else ""
