@@ -51,7 +51,7 @@ class EnvParams(environment.EnvParams):
         max_steps_in_episode: strictly above the natural horizon, so that no episode is truncated.
     """
 
-    target: float | jax.Array = 0.0
+    target: float | jax.Array | np.ndarray = 0.0
     max_steps_in_episode: int = 2**30
 
 

@@ -50,9 +50,10 @@ class Problem:
     @builtins.property
     def property(self) -> str:
         """The property, for an evaluator that knows one at a time; raises ``ValueError`` if there are several."""
-        if len(self.properties) > 1:
+        first, *others = self.properties
+        if others:
             raise ValueError(f"this evaluator has one property at a time, not {' and '.join(self.properties)}")
-        return self.properties[0]
+        return first
 
     def refuse_others(self, known: Sequence[str], label: str) -> None:
         """Raise ``ValueError`` for a property that is not among those known."""

@@ -17,6 +17,7 @@ Objectives of your own are written as in ``parse("band_gap=1.34+-0.2", "density<
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import functools
 import math
@@ -130,12 +131,12 @@ class Term:
         if not 0 < self.weight < math.inf:
             raise ValueError(f"the weight of {self.property.name} is {self.weight}; it must be positive")
 
-    @property
+    @builtins.property  # "property" is a field here
     def scale(self) -> tuple[float, ...]:
         """Sizes of usual targets, positive: networks and flat observations see targets in units of them."""
         return tuple(abs(target) or 1.0 for target in self.targets)
 
-    @property
+    @builtins.property  # "property" is a field here
     def ranges(self) -> tuple[tuple[float, float], ...]:
         """Lowest and highest sensible number for each target."""
         if self.reach is not None:
@@ -146,7 +147,7 @@ class Term:
             for target, most in zip(self.targets, far, strict=True)
         )
 
-    @property
+    @builtins.property  # "property" is a field here
     def goal(self) -> tuple[float, float]:
         """Lowest and highest value that the default targets ask for."""
         if isinstance(self.score, AtMost):
@@ -254,7 +255,7 @@ class Objective:
         goals = [term.goal for term in self.terms if term.property == wanted]
         return max(goal[0] for goal in goals), min(goal[1] for goal in goals)
 
-    def with_targets(self, target: float | Sequence[float] | np.ndarray) -> Objective:
+    def with_targets(self, target: float | Sequence[float] | np.ndarray | jax.Array) -> Objective:
         """The same with other default targets, as many as it has."""
         given, terms = np.ravel(np.asarray(target, float)).tolist(), []
         for term in self.terms:
@@ -272,7 +273,12 @@ class Objective:
             term.refuse_targets(given[: len(term.targets)])
             given = given[len(term.targets) :]
 
-    def reward(self, values: jax.Array, status: jax.Array, target: jax.Array) -> jax.Array:
+    def reward(
+        self,
+        values: jax.Array | np.ndarray,
+        status: jax.Array | np.ndarray,
+        target: jax.Array | np.ndarray | float | Sequence[float],
+    ) -> jax.Array:
         """Reward of evaluated crystals: float32, shape of ``status``.
 
         A status other than ``Status.OK`` and a value that is not finite earn the reward of a failure.
@@ -305,7 +311,8 @@ class Objective:
         if self.combine == "product":
             powers = [score if weight == 1.0 else score**weight for score, weight in zip(scores, weights, strict=True)]
             return functools.reduce(jnp.multiply, powers)
-        return sum(score * weight for score, weight in zip(scores, weights, strict=True)) / sum(weights)
+        shares = [score * (weight / sum(weights)) for score, weight in zip(scores, weights, strict=True)]
+        return functools.reduce(jnp.add, shares)
 
     @property
     def title(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from crystaljax.skeleton import SkeletonTable
@@ -49,7 +50,7 @@ def graph(
     focus: jax.Array,
     focus_mask: jax.Array,
     skeleton: SkeletonTable,
-    target: float | jax.Array,
+    target: jax.Array | np.ndarray | float,
     index: jax.Array,
 ) -> GraphObservation:
     """The graph observation; ``skeleton`` is row ``index`` of a table."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import spglib
 from ase.geometry import minkowski_reduce
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 SYMPREC = 0.01
 """Distance in Å within which two sites count as equivalent (spglib's ``symprec``, pymatgen's usual choice)."""
@@ -49,8 +49,8 @@ def _nearest_sites(lattice: np.ndarray, frac_coords: np.ndarray) -> Callable[[np
         within -= np.floor(within)
         return np.where(within < 1.0, within, 0.0) * lengths  # -1e-17 rounds to 1, the edge that is 0
 
-    tree = cKDTree(along_axes(frac_coords), boxsize=lengths)
-    return lambda coords: tree.query(along_axes(coords))[1].astype(np.int32)
+    tree = KDTree(along_axes(frac_coords), boxsize=lengths)
+    return lambda coords: np.asarray(tree.query(along_axes(coords))[1], np.int32)
 
 
 def site_permutations(lattice: np.ndarray, frac_coords: np.ndarray) -> np.ndarray:
