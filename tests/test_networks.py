@@ -59,7 +59,9 @@ def first_params(network, observation):
 @pytest.fixture(scope="module")
 def params(first_params):
     random = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: leaf + 0.05 * random.normal(size=leaf.shape).astype(np.float32), first_params)
+    return jax.tree.map(
+        lambda leaf: np.asarray(leaf) + 0.05 * random.normal(size=leaf.shape).astype("f4"), first_params
+    )
 
 
 def apply(network, params, observation):
@@ -175,10 +177,14 @@ GRAPH_NETWORKS = ("transformer", "megnet", "chgnet", "chgnet-pretrained")
 
 def observe(env, elements, start, index=0):
     """The observation before the first decision, in a crystal with these elements on its own sites."""
-    _, state = env.reset(jax.random.key(0), env.default_params)
-    own = jnp.full(env.max_sites, env.vocabulary.blank).at[: len(elements)].set(jnp.asarray(elements))
-    state = state.replace(elements=own, start=jnp.int32(start), skeleton=jnp.int32(index))
-    return env.observe(None, state, None, env.default_params)
+    own = np.full(env.max_sites, env.vocabulary.blank)
+    own[: len(elements)] = elements
+
+    def before(own, start, index):
+        _, state = env.reset(jax.random.key(0), env.default_params)
+        return env.observe(None, state.replace(elements=own, start=start, skeleton=index), None, env.default_params)
+
+    return quick_jit(before)(jnp.asarray(own), jnp.int32(start), jnp.int32(index))
 
 
 @pytest.fixture(scope="module", params=GRAPH_NETWORKS)
@@ -189,7 +195,7 @@ def case(request):
     seen = observe(env, [3, 18, 7, 7], 1)
     params = quick_jit(network.init)(jax.random.key(1), seen)
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: leaf + 0.03 * random.normal(size=leaf.shape).astype(np.float32), params)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.03 * random.normal(size=leaf.shape).astype("f4"), params)
     return request.param, network, params, seen, apply(network, params, seen)
 
 
@@ -245,7 +251,7 @@ def test_pretrained_weights_are_where_the_policy_starts():
 def test_dueling_advantages_have_mean_zero(env, observation):
     network = make_network(env, "megnet", partial(QValues, dueling=True))
     params = quick_jit(network.init)(jax.random.key(0), observation)
-    more = jax.tree.map(lambda leaf: 2 * leaf, params["params"]["advantage"])
+    more = jax.tree.map(lambda leaf: 2 * np.asarray(leaf), params["params"]["advantage"])
     values = [
         quick_jit(network.apply)({"params": {**params["params"], "advantage": advantage}}, observation)
         for advantage in (params["params"]["advantage"], more)
