@@ -19,10 +19,6 @@ os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS",
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# LLVM's optimisations cost more time than they save in programs that run for a moment; XLA's own are as for users.
-if "xla_backend_optimization_level" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
-
 # Most of a test's time is compiling, so each program is compiled once in a session, by the process that comes first to
 # it: xdist's workers, and every program that a test starts, inherit this folder. It is new, so no program of an earlier
 # session stands in for a compilation.

@@ -260,24 +260,29 @@ def test_dueling_advantages_have_mean_zero(env, observation):
     assert float(values[0].mean()) == pytest.approx(float(values[1].mean()), abs=1e-4)
 
 
+def shallow(trunk):
+    """With one block where the depth is a choice: a deeper one takes in proportion longer to compile."""
+    return trunk.clone(blocks=1) if hasattr(trunk, "blocks") else trunk
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GRAPH_NETWORKS)
 def test_trained_on_mixed_crystals_a_policy_designs_held_out_ones(name):
     """Random initial elements; then C1 and C7 at a target outside of the training's."""
     mode = "substitution"
     env, params = crystaljax.make("Density-Mixed-v0", "unrelaxed-density", mode=mode, in_phase=True)
-    trunk = make_trunk(env, name)
+    trunk = shallow(make_trunk(env, name))
     config = PPOConfig(updates=2, lanes=4, steps=env.horizon, epochs=1)
     state, losses, records = quick_jit(make_train(config, env, params, trunk))(jax.random.key(0))
     assert np.isfinite(losses["loss"]).all() and records.finished.sum() == 8
     seen = observe(env, [0, 1, 2, 3], 0)
-    before = make_network(env, name).init(jax.random.key(0), seen)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, state.network["params"], before["params"])
+    before = quick_jit(ActorCritic(trunk, env.num_actions).init)(jax.random.key(0), seen)
+    moved = jax.tree.map(lambda a, b: np.any(np.asarray(a) != b), state.network["params"], before["params"])
     assert all(jax.tree.leaves(moved["trunk"])) or name != "chgnet-pretrained"
     for held_out in ("C1", "C7"):
         other, _ = crystaljax.make(f"Density-{held_out}-v0", "unrelaxed-density", mode=mode)
-        agent = make_ppo(config, other, make_trunk(other, name))
+        agent = make_ppo(config, other, shallow(make_trunk(other, name)))
         refuse_other_shapes(other, agent, state.network)
         design = quick_jit(make_designer(other, agent.policy, episodes=3))
-        designs = design(jax.random.key(1), state.network, other.with_target(other.objective.far_target))
+        designs = design(jax.random.key(1), state.network, other.with_target(other.objective.far_targets))
         assert designs.finished.sum() == 3 and np.isfinite(np.asarray(designs.value)[designs.finished]).all()
