@@ -5,8 +5,9 @@
 Needs pw.x (Debian package ``quantum-espresso``) unless its results are in the cache. Entries are drawn at random among
 those with a value; of densities among the cells whose relaxation came to its end, as the others stop after a few steps
 of a path that is the optimiser's own. Compared are: the gap, with its special points at no weight in the density; the
-free energy of the same SCF; the modulus from five volumes with the plane waves of the given cell (at a volume ``s V``
-this is a cut-off of ``s^(-2/3)`` times that of the cell); the density of the relaxed cell.
+free energy of the same SCF; the modulus from the volumes that the engine's rule asks for, with the plane waves of the
+given cell (at a volume ``s V`` this is a cut-off of ``s^(-2/3)`` times that of the cell); the density of the relaxed
+cell.
 
 Prints Markdown; the last line is one JSON object with the largest deviation of each table.
 """
@@ -28,7 +29,7 @@ from benchmarks.dft_cases import bands
 from benchmarks.pwx import PwxJob, PwxResult, electrons, oriented, run
 from crystaljax import tables
 from crystaljax.dft_bridge.engines.checks import density_of
-from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
+from crystaljax.dft_bridge.engines.equation_of_state import fit_nearest, sample
 from crystaljax.dft_bridge.kpoints import Sampling, find_symmetry, reduce_points
 from crystaljax.status import Status
 from crystaljax.tables import Entry, Table
@@ -80,15 +81,15 @@ def recalculated(table: Table, entry: Entry, cache: Path | None) -> float:
     """What pw.x gives for an entry."""
     point = job(table, entry)
     if table.property == "bulk_modulus":
-        scales = np.array(table.origin["settings"]["eos_volumes"])
-        runs = [
-            _converged(
-                dataclasses.replace(point, lattice=point.lattice * s ** (1 / 3), cutoff=point.cutoff * s ** (-2 / 3)),
-                cache,
-            )
-            for s in scales
-        ]
-        return fit_murnaghan(np.array([r.volume for r in runs]), np.array([r.energy for r in runs]) * Hartree).b0 / GPa
+        settings, cell = table.origin["settings"], abs(np.linalg.det(point.lattice))
+
+        def energy(s: float) -> float:
+            scaled = {"lattice": point.lattice * s ** (1 / 3), "cutoff": point.cutoff * s ** (-2 / 3)}
+            return _converged(dataclasses.replace(point, **scaled), cache).energy * Hartree
+
+        planned, further = settings["eos_volumes"], settings.get("eos_further", 0)
+        scales, energies = sample(energy, planned, further, settings["eos_range"])
+        return fit_nearest(cell * np.array(scales), np.array(energies), len(planned)).b0 / GPa
     if table.property == "density":
         relaxed = _converged(dataclasses.replace(point, calculation="vc-relax", stress=True, derivatives=True), cache)
         return density_of(Atoms(entry.elements, cell=relaxed.lattice))
