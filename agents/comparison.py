@@ -29,7 +29,7 @@ from crystaljax.agents.ledger import Episode
 from crystaljax.agents.metrics import Goal
 from crystaljax.agents.runs import Run
 from crystaljax.caveats import Caveat
-from crystaljax.run_folder import crystal_file, values_text
+from crystaljax.run_folder import aim_text, crystal_file, values_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 """Of groups; distinguishable by the colour-blind (Okabe and Ito)."""
@@ -185,7 +185,7 @@ def _blocks(problem: Problem, known: Collection[str] | None, number: str) -> lis
     run = problem.runs[0]
     source = _source(run)
     blocks: list[page.Block] = [
-        page.Heading(f"{run.best['task']}: {run.best['objective']}"),
+        page.Heading(f"{run.best['task']}, {aim_text(run.best)}"),
         page.Text(f"Values: {source}."),
     ]
     if problem.budget:

@@ -252,6 +252,15 @@ def _misshapen(crystal: BestCrystal, properties: Collection[str]) -> str:
     return ""
 
 
+def aim_text(best: Best) -> str:
+    """What a run asks for, for people: ``target 1.12 eV``, or its objective in words."""
+    if len(best["properties"]) == 1:
+        (only,) = best["properties"].values()
+        if only["low"] is not None and only["low"] == only["high"]:
+            return f"target {only['low']:g} {only['unit']}".rstrip()
+    return best["objective"]
+
+
 def values_text(best: Best, crystal: BestCrystal, digits: int) -> str:
     """The values of a crystal for people: ``band gap 1.12 eV, density 3.45 g/cm3``."""
     told = []

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 
-from crystaljax.run_folder import RunFolderError, read_best, values_text
+from crystaljax.run_folder import RunFolderError, aim_text, read_best, values_text
 
 TILT, TURN = 15.0, 25.0
 """Degrees: how far the crystal is tilted towards the viewer, and turned about the vertical."""
@@ -109,7 +109,7 @@ def draw_run(folder: str | os.PathLike[str]) -> Figure:
         + "".join(f"\n{plain(str(code))}" for code in c.get("caveats") or ())
         for c in best["crystals"]
     ]
-    heading = f"{plain(best['task'])}: {plain(best['objective'])}"
+    heading = f"{plain(best['task'])}, {plain(aim_text(best))}"
     return draw_sheet(crystals, titles, heading, f"Values: {plain(best['source'])}. Cells are drawn as given.")
 
 

@@ -189,7 +189,7 @@ def test_ctrl_c_says_how_to_resume(capsys, monkeypatch, tmp_path):
         def bind(self, problem):
             return UNRELAXED_DENSITY.bind(problem)._replace(check=lambda: os.kill(os.getpid(), signal.SIGINT))
 
-    monkeypatch.setattr(cli, "_open_evaluator", lambda config: contextlib.nullcontext(Impatient()))
+    monkeypatch.setattr(cli.train, "open_evaluator", lambda config: contextlib.nullcontext(Impatient()))
     arguments = ["--agent", "random", "--run", tmp_path / "run"]
     code, _, err = run(capsys, "train", "--task", "Density-RocksaltAB-v0", *SHORT, *arguments)
     assert code == cli.INTERRUPTED and f"train --resume --run {tmp_path / 'run'}" in err
@@ -308,7 +308,8 @@ def test_a_file_alone_runs_nothing(capsys, monkeypatch, trained, tmp_path, setti
     folder = tmp_path / "sweep" / "seed-10"
     shutil.copytree(trained, folder)
     hostile(folder, **settings)
-    monkeypatch.setattr(cli, "_open_evaluator", lambda config: pytest.fail("it was opened"))
+    for command in (cli.train, cli.evaluate):
+        monkeypatch.setattr(command, "open_evaluator", lambda config: pytest.fail("it was opened"))
     toml = tmp_path / "run.toml"
     table = {name: value for name, value in settings.items() if name != "engine_options"}
     options = settings.get("engine_options", {})
@@ -357,7 +358,7 @@ def test_ctrl_c_while_modules_load_is_no_traceback(capsys, monkeypatch, where):
         except KeyboardInterrupt as error:  # as extension modules do
             raise ImportError("numpy.core.multiarray failed to import") from error
 
-    monkeypatch.setattr(cli, "_parser" if where == "parser" else "_tasks", interrupted)
+    monkeypatch.setattr(*((cli, "parser") if where == "parser" else (cli.show, "_tasks")), interrupted)
     code, _, err = run(capsys, "tasks")
     assert (code, err) == (cli.INTERRUPTED, "crystaljax: interrupted\n")
 

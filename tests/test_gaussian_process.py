@@ -203,7 +203,8 @@ def test_a_batch_begins_with_the_best_and_keeps_away_from_what_is_outstanding(sm
     np.testing.assert_allclose(
         built.scores(features[others])[chosen[0]], built.scores(features[others]).max(), rtol=1e-3
     )
-    assert built.batch(features[others], 1, features[others[chosen[:1]]])[0] != chosen[0]
+    outstanding = built.batch(features[others], 12, features[others[chosen[:3]]])
+    assert outstanding[0] != chosen[0], "less is to be learned of what is to come"
 
 
 def test_draws_estimate_what_the_table_knows():
@@ -371,7 +372,7 @@ def test_other_structures_teach_beforehand(rocksalt):
     config = GaussianProcessConfig(updates=1, lanes=8, prior="band_gap-ZincblendeAB,band_gap-CsClAB")
     first = [run(env, params, dataclasses.replace(config, prior=prior), key=3)[3] for prior in (config.prior, "")]
     gaps = [np.nan_to_num(values) for values in first]
-    assert np.exp(-((3.0 - gaps[0]) ** 2)).mean() > np.exp(-((3.0 - gaps[1]) ** 2)).mean() + 0.2
+    assert np.exp(-((3.0 - gaps[0]) ** 2)).mean() > 2 * np.exp(-((3.0 - gaps[1]) ** 2)).mean()
     with pytest.raises(ValueError, match="density"):
         gp.read_prior("density-CsClAB", env)
     with pytest.raises(ValueError, match="leave it out"):
