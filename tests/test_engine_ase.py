@@ -15,8 +15,9 @@ from ase.units import GPa
 from crystaljax import cli
 from crystaljax.dft_bridge import Bridge, Request
 from crystaljax.dft_bridge.engines.ase_calculator import PRESETS, AseEngine, _make_calculator
-from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady
+from crystaljax.dft_bridge.engines.base import Crystal, Engine, EngineNotReady
 from crystaljax.dft_bridge.engines.registry import is_engine, make_engine
+from crystaljax.properties import PROPERTIES
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 

@@ -26,10 +26,11 @@ from benchmarks import fake_pwx, pwx
 from crystaljax.caveats import Caveat
 from crystaljax.dft_bridge import doctor
 from crystaljax.dft_bridge.engines import pwscf, upf
-from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady
+from crystaljax.dft_bridge.engines.base import Crystal, Engine, EngineNotReady
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
 from crystaljax.dft_bridge.engines.espresso import PRESETS, RUNGS, EspressoEngine
 from crystaljax.dft_bridge.engines.registry import make_engine
+from crystaljax.properties import PROPERTIES
 from crystaljax.status import Status
 
 

@@ -20,13 +20,14 @@ from ase.units import GPa
 
 from crystaljax.dft_bridge import doctor
 from crystaljax.dft_bridge.engines import gpaw as module
-from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, Engine, EngineNotReady, Result
+from crystaljax.dft_bridge.engines.base import Crystal, Engine, EngineNotReady, Result
 from crystaljax.dft_bridge.engines.checks import symbols_of
 from crystaljax.dft_bridge.engines.equation_of_state import fit_murnaghan
 from crystaljax.dft_bridge.engines.gpaw import PRESETS, RUNGS, GpawEngine
 from crystaljax.dft_bridge.engines.registry import ENGINES, make_engine
 from crystaljax.dft_bridge.ladder import names_of
 from crystaljax.elements import LARGE
+from crystaljax.properties import PROPERTIES
 from crystaljax.status import Status
 
 pytestmark = pytest.mark.gpaw

@@ -9,8 +9,8 @@ import json
 import pytest
 
 from crystaljax import library
-from crystaljax.dft_bridge.engines.base import PROPERTIES
 from crystaljax.dft_bridge.engines.registry import ENGINES
+from crystaljax.properties import PROPERTIES
 
 DIGESTS = {
     ("planewave", "crystalgym"): ["9f6b646bfa1a13c5", "61bd92681531a01e", "9f3d3fa1989656cf"],

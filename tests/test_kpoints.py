@@ -11,7 +11,7 @@ from pymatgen.core import Structure
 from pymatgen.io.vasp.inputs import Kpoints
 
 from crystaljax import library, tables
-from crystaljax.dft_bridge.engines.base import PROPERTIES, Crystal, CrystalFingerprint, Result
+from crystaljax.dft_bridge.engines.base import Crystal, CrystalFingerprint, Result
 from crystaljax.dft_bridge.engines.planewave import PlanewaveEngine
 from crystaljax.dft_bridge.keys import Keys
 from crystaljax.dft_bridge.kpoints import (
@@ -28,6 +28,7 @@ from crystaljax.dft_bridge.kpoints import (
     shortest_cell,
     special_points,
 )
+from crystaljax.properties import PROPERTIES
 from crystaljax.skeleton import Skeleton
 from crystaljax.status import Status
 

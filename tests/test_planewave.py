@@ -21,7 +21,7 @@ from pymatgen.io.vasp.inputs import Kpoints
 
 from crystaljax import caveats, library
 from crystaljax.dft_bridge.engines import planewave as module
-from crystaljax.dft_bridge.engines.base import PROPERTIES, BatchEngine, Crystal, EngineNotReady
+from crystaljax.dft_bridge.engines.base import BatchEngine, Crystal, EngineNotReady
 from crystaljax.dft_bridge.engines.checks import AMU_PER_A3
 from crystaljax.dft_bridge.engines.planewave import PRESETS, PlanewaveEngine
 from crystaljax.dft_bridge.engines.registry import make_engine
@@ -56,6 +56,7 @@ from crystaljax.dft_bridge.planewave.relaxation import Relaxation, symmetrise
 from crystaljax.dft_bridge.planewave.rungs import FOOT, RUNGS
 from crystaljax.dft_bridge.planewave.scf import Problem, ScfSettings
 from crystaljax.elements import MEDIUM
+from crystaljax.properties import PROPERTIES
 from crystaljax.status import Status
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
