@@ -227,10 +227,7 @@ def test_keys_of_tables_are_those_of_the_engine(name: str) -> None:
     facts = engine.fingerprint_of(skeleton.lattice, skeleton.frac_coords, calculated)
     face_centred = skeleton.name in ("RocksaltAB", "ZincblendeAB", "FluoriteAX2")
     assert ("sampling" in facts) == (calculated == "band_gap" and face_centred)
-    if skeleton.name == "FluoriteAX2" and calculated == "band_gap":
-        assert "sampling" not in table.origin["settings"]  # made by the rule `cell`, as results/tables.md says
-    else:
-        assert table.origin["settings"].get("sampling") == facts.get("sampling")
+    assert table.origin["settings"].get("sampling") == facts.get("sampling")
 
 
 def test_a_key_does_not_depend_on_the_cell() -> None:
