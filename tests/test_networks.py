@@ -285,4 +285,4 @@ def test_trained_on_mixed_crystals_a_policy_designs_held_out_ones(name):
         refuse_other_shapes(other, agent, state.network)
         design = quick_jit(make_designer(other, agent.policy, episodes=3))
         designs = design(jax.random.key(1), state.network, other.with_target(other.objective.far_targets))
-        assert designs.finished.sum() == 3 and np.isfinite(np.asarray(designs.value)[designs.finished]).all()
+        assert designs.finished.sum() == 3 and np.isfinite(np.asarray(designs.values[..., 0])[designs.finished]).all()
