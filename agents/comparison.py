@@ -29,7 +29,7 @@ from crystaljax.agents.ledger import Episode
 from crystaljax.agents.metrics import Goal
 from crystaljax.agents.runs import Run
 from crystaljax.caveats import Caveat
-from crystaljax.run_folder import aim_text, crystal_file, values_text
+from crystaljax.run_folder import aim_text, crystal_file, values_text, words
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#000000")
 """Of groups; distinguishable by the colour-blind (Okabe and Ito)."""
@@ -157,17 +157,18 @@ def _labels(keys: list[RunConfig]) -> dict[RunConfig, str]:
     several_networks = len({key.network for key in keys}) > 1
     found = {}
     for key in keys:
-        rivals = [flat[other] for other in keys if other.agent == key.agent]
+        rivals = [flat[other] for other in keys if flat[other]["agent"] == flat[key]["agent"]]
         differing = [name for name in flat[key] if any(rival[name] != flat[key][name] for rival in rivals)]
         network = [key.network] if several_networks else []
         rest = [f"{name}={flat[key][name]}" for name in differing if name != "network"]
-        found[key] = ", ".join([key.agent, *network, *rest])
+        found[key] = ", ".join([flat[key]["agent"], *network, *rest])
     return found
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     table = configs.to_table(config)
-    return {**{name: value for name, value in table.items() if name != config.agent}, **table[config.agent]}
+    own = table["agent"]
+    return {**{name: value for name, value in table.items() if name != own}, **table[own]}
 
 
 def _refuse_twins(group: Group) -> None:
@@ -330,7 +331,7 @@ def _with_interval(values: np.ndarray, digits: int) -> str:
 
 def _metric_notes(problem: Problem, known: Collection[str] | None) -> str:
     wanted = problem.runs[0].best["properties"]
-    success = ", ".join(f"a {_words(name)} {goal.text(wanted[name]['unit'])}" for name, goal in problem.goals.items())
+    success = ", ".join(f"a {words(name)} {goal.text(wanted[name]['unit'])}" for name, goal in problem.goals.items())
     return " ".join(
         [
             f"After {problem.budget} distinct calculations, but for the times, which are of whole runs (compilation "
@@ -375,10 +376,6 @@ def _crystal(run: Run, entry: dict[str, Any], name: str) -> page.Picture:
     )
     picture = viewer.png(viewer.draw(atoms, figure_size=2.6))
     return page.Picture(f"{name}-{entry['formula']}", picture, caption, crystal_file(run.folder, entry))
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _run_table(problem: Problem) -> page.Table:

@@ -222,7 +222,8 @@ def to_table(config: RunConfig) -> dict[str, Any]:
     entries = {name: getattr(config, name) for name in settings(RunConfig) if name != "algorithm"}
     entries |= {name: without_password(entries[name]) for name in URLS if entries[name] is not None}
     chosen = {name: getattr(config.algorithm, name) for name in settings(type(config.algorithm))}
-    return {**entries, "agent": config.agent, config.agent: chosen}
+    agent = config.agent
+    return {**entries, "agent": agent, agent: chosen}
 
 
 def from_table(table: Mapping[str, Any], source: str) -> RunConfig:

@@ -252,14 +252,11 @@ def propose(
         dead = reward[told][~beliefs[0].alive[len(prior_values) :]]
         worth = Worth(grid[0], curve[0], best, config.mean_weight, dead)
     else:
-        terms = [
-            ScoreCurve(row, grid[row], scores, term.weight)
-            for term, row, scores in zip(objective.terms, rows_of(objective), curve, strict=True)
-        ]
+        curves = [ScoreCurve(row, grid[row], scores) for row, scores in zip(objective.rows, curve, strict=True)]
         dead = [known[~belief.alive, row] for row, belief in enumerate(beliefs)]
         worth = DrawnWorth(
-            terms,
-            objective.combine,
+            curves,
+            objective.combined,
             best,
             config.mean_weight,
             objective.failure_reward,
@@ -270,11 +267,6 @@ def propose(
     candidates, features = shortlist(space, config, model, proposed, reward, seed, even)
     chosen = model.batch(features, size, space.of(proposed[np.flatnonzero(pending)]))
     return candidates[chosen], model.theta, learned if choose else fitted
-
-
-def rows_of(objective: Objective) -> list[int]:
-    """Which property each term of an objective is about."""
-    return [objective.properties.index(term.property) for term in objective.terms]
 
 
 def thinned(told: np.ndarray, reward: np.ndarray) -> np.ndarray:
@@ -339,7 +331,8 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
         space = Space(env)
     delayed = isinstance(env, DelayedRewards)
     objective = env.objective
-    rows, count_properties = rows_of(objective), len(objective.names)
+    count_properties = len(objective.names)
+    about = np.repeat(objective.rows, [len(term.targets) for term in objective.terms])  # of each target
     start = np.zeros((2, 8), np.float32)
     grid_size = 0
     if isinstance(config, GaussianProcessConfig):
@@ -355,7 +348,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
             key,
             jax.tree.map(jnp.asarray, env_params),
             designs,
-            jnp.full((room, len(objective.names)), jnp.nan, jnp.float32),
+            jnp.full((room, count_properties), jnp.nan, jnp.float32),
             jnp.full(room, Status.PENDING, jnp.int32),
             jnp.asarray(start),
             jnp.int32(0),
@@ -376,7 +369,7 @@ def make_proposer(config: SearchConfig, env: CrystalEnv | DelayedRewards) -> Age
         valid = answered & (state.status == Status.OK)
         grids, targets = [], []
         for row in range(count_properties):
-            wanted = jnp.ravel(aims)[np.repeat(rows, [len(term.targets) for term in objective.terms]) == row]
+            wanted = jnp.ravel(aims)[about == row]
             value = state.values[:, row]
             low = jnp.minimum(jnp.where(valid, value, wanted.min()).min(), wanted.min())
             high = jnp.maximum(jnp.where(valid, value, wanted.max()).max(), wanted.max())

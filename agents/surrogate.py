@@ -10,8 +10,9 @@ number of data; hyperparameters are those of the largest evidence, with a wide p
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -317,12 +318,11 @@ class Worth:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreCurve:
-    """A term of an objective: the row of its property, its scores on an even grid of values, and its weight."""
+    """A term of an objective: the row of its property, and its scores on an even grid of values."""
 
     row: int
     grid: np.ndarray
     scores: np.ndarray
-    weight: float
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         return np.interp(values, self.grid, self.scores)
@@ -334,7 +334,7 @@ class DrawnWorth:
 
     Attributes:
         terms: of the objective.
-        combine: ``product`` or ``sum``, as in :class:`crystaljax.objectives.Objective`.
+        combined: the reward of scores, :meth:`crystaljax.objectives.Objective.combined`.
         best, mean_weight: as :class:`Worth`.
         failure: reward of a crystal that has not all values.
         dead: value [P] of each property where it has none worth the name, as metals have no gap.
@@ -342,33 +342,31 @@ class DrawnWorth:
     """
 
     terms: Sequence[ScoreCurve]
-    combine: str
+    combined: Callable[[Sequence[np.ndarray]], np.ndarray]
     best: float
     mean_weight: float
     failure: float
     dead: np.ndarray
     failed: np.ndarray
 
+    @functools.cached_property
+    def _draws(self) -> np.ndarray:
+        """[DRAWN, 2 + P]: two that are uniform, which say whether a crystal lives and fails, and normal ones."""
+        draws = np.clip(qmc.Sobol(len(self.dead) + 2, seed=0).random(DRAWN), 1e-6, 1 - 1e-6)
+        return np.hstack([draws[:, :2], stats.norm.ppf(draws[:, 2:])])
+
     def __call__(self, marginals: Sequence[Marginal]) -> np.ndarray:
-        draws = qmc.Sobol(len(marginals) + 2, seed=0).random(DRAWN)
         total = 0.0
-        for draw in np.clip(draws, 1e-6, 1 - 1e-6):
-            lives, fails, *normal = draw
+        for lives, fails, *normal in self._draws:
             values, sound = [], True
-            for row, (marginal, z) in enumerate(zip(marginals, stats.norm.ppf(normal), strict=True)):
+            for row, (marginal, z) in enumerate(zip(marginals, normal, strict=True)):
                 # One draw decides for all properties: what fails, fails as a whole.
                 alive = lives < marginal.alive
                 sound = sound & (alive | (fails >= self.failed[row]))
                 values.append(np.where(alive, marginal.mean + marginal.deviation * z, self.dead[row]))
-            reward = np.where(sound, self._combined([term(values[term.row]) for term in self.terms]), self.failure)
+            reward = np.where(sound, self.combined([term(values[term.row]) for term in self.terms]), self.failure)
             total = total + np.maximum(reward - self.best, 0.0) + self.mean_weight * reward
         return total / DRAWN
-
-    def _combined(self, scores: list[np.ndarray]) -> np.ndarray:
-        weights = [term.weight for term in self.terms]
-        if self.combine == "product":
-            return np.prod([score**weight for score, weight in zip(scores, weights, strict=True)], axis=0)
-        return np.average(scores, axis=0, weights=weights)
 
 
 class Surrogate:

@@ -132,7 +132,7 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         self.table: SkeletonTable = stack(self.skeletons, by_orbit)
         self.horizons = self.table.n_decisions
         self.in_phase = in_phase
-        self._target = self.objective.target if target is None else _targets(target)
+        self._target = self.objective.target if target is None else _as_given(target)
         self._name = name
         self._given = evaluator
         chosen = self._bind()
@@ -215,15 +215,16 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
 
     @property
     def default_params(self) -> EnvParams:
-        target = np.array(self._target, np.float32) if isinstance(self._target, tuple) else self._target
-        return EnvParams(target=target, max_steps_in_episode=self.horizon + 1)
+        return self._params(self._target)
+
+    def _params(self, target: float | tuple[float, ...]) -> EnvParams:
+        aims = np.array(target, np.float32) if isinstance(target, tuple) else target
+        return EnvParams(target=aims, max_steps_in_episode=self.horizon + 1)
 
     def with_target(self, target: float | Sequence[float]) -> EnvParams:
         """Parameters with another target, or T others; raises ``ValueError`` for one that makes no sense."""
         self.objective.refuse_target(target)
-        given = _targets(target)
-        aims = np.array(given, np.float32) if isinstance(given, tuple) else given
-        return dataclasses.replace(self.default_params, target=aims)
+        return self._params(_as_given(target))
 
     @partial(jax.jit, static_argnames=("self",))
     def step(
@@ -379,10 +380,9 @@ class CrystalEnv(environment.Environment[EnvState, EnvParams]):
         return observations.flat(seen, self.num_actions, self.objective.scale)
 
 
-def _targets(given: float | Sequence[float]) -> float | tuple[float, ...]:
-    """One as a float, several as a tuple."""
-    numbers = tuple(np.ravel(np.asarray(given, float)).tolist())
-    return numbers[0] if len(numbers) == 1 else numbers
+def _as_given(target: float | Sequence[float]) -> float | tuple[float, ...]:
+    """As :attr:`crystaljax.objectives.Objective.target` has it."""
+    return objectives.one_or_all(tuple(np.ravel(np.asarray(target, float)).tolist()))
 
 
 class _Identity:

@@ -135,17 +135,15 @@ class FunctionEvaluator:
     properties: tuple[str, ...] | None = None
 
     def bind(self, problem: Problem) -> BoundEvaluator:
-        if self.properties is None:
-            places, count = [0], len((problem.property,))
-        else:
-            problem.refuse_others(self.properties, self.label)
-            places, count = [self.properties.index(name) for name in problem.properties], len(self.properties)
+        known = (problem.property,) if self.properties is None else self.properties
+        problem.refuse_others(known, self.label)
+        places = np.array([known.index(name) for name in problem.properties])
         table = stack(problem.skeletons)
 
         def query(numbers: jax.Array, skeleton: jax.Array, pending: jax.Array) -> Outcome:
             del pending  # a few flops are cheaper than a branch
             values = jnp.asarray(self.function(numbers, table.row(skeleton))).astype(jnp.float32)
-            values = values.reshape(count)[np.array(places)]
+            values = values.reshape(len(known))[places]
             valid = jnp.isfinite(values)
             status = jnp.where(valid.all(), Status.OK, Status.INVALID_RESULT).astype(jnp.int32)
             return Outcome(jnp.where(valid, values, 0.0), status)

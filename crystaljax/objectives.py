@@ -20,9 +20,12 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import functools
+import itertools
 import math
+import operator
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -234,15 +237,26 @@ class Objective:
         """The default ones of all terms, one after the other."""
         return tuple(target for term in self.terms for target in term.targets)
 
+    @functools.cached_property
+    def places(self) -> tuple[slice, ...]:
+        """Where the targets of each term are among all T."""
+        ends = list(itertools.accumulate(len(term.targets) for term in self.terms))
+        return tuple(slice(end - len(term.targets), end) for term, end in zip(self.terms, ends, strict=True))
+
+    @functools.cached_property
+    def rows(self) -> tuple[int, ...]:
+        """Which of the properties each term is about."""
+        return tuple(self.properties.index(term.property) for term in self.terms)
+
     @property
     def target(self) -> float | tuple[float, ...]:
         """The default target; of several, all of them."""
-        return _one(self.targets)
+        return one_or_all(self.targets)
 
     @property
     def scale(self) -> float | tuple[float, ...]:
         """Sizes of usual targets, as :attr:`target`."""
-        return _one(tuple(scale for term in self.terms for scale in term.scale))
+        return one_or_all(tuple(scale for term in self.terms for scale in term.scale))
 
     @property
     def target_range(self) -> tuple[float, float]:
@@ -257,21 +271,17 @@ class Objective:
 
     def with_targets(self, target: float | Sequence[float] | np.ndarray | jax.Array) -> Objective:
         """The same with other default targets, as many as it has."""
-        given, terms = np.ravel(np.asarray(target, float)).tolist(), []
-        for term in self.terms:
-            count = len(term.targets)
-            terms.append(dataclasses.replace(term, targets=tuple(given[:count])))
-            given = given[count:]
-        return dataclasses.replace(self, terms=tuple(terms))
+        given, pairs = np.ravel(np.asarray(target, float)).tolist(), zip(self.terms, self.places, strict=True)
+        terms = tuple(dataclasses.replace(term, targets=tuple(given[place])) for term, place in pairs)
+        return dataclasses.replace(self, terms=terms)
 
     def refuse_target(self, target: float | Sequence[float]) -> None:
         """Raise ``ValueError`` for a target, or for targets, that make no sense."""
         given = np.ravel(np.asarray(target, float)).tolist()
         if len(given) != len(self.targets):
             raise ValueError(f"{len(given)} targets for {self.text()}, which has {len(self.targets)}; give each")
-        for term in self.terms:
-            term.refuse_targets(given[: len(term.targets)])
-            given = given[len(term.targets) :]
+        for term, place in zip(self.terms, self.places, strict=True):
+            term.refuse_targets(given[place])
 
     def reward(
         self,
@@ -293,26 +303,23 @@ class Objective:
         target = target[..., None] if len(self.targets) == 1 else target
         valid = (status == Status.OK) & jnp.isfinite(values).all(axis=-1)
         scores = self.scores(jnp.where(valid[..., None], values, 0.0), target)
-        return jnp.where(valid, self._combined(scores), self.failure_reward).astype(jnp.float32)
+        return jnp.where(valid, self.combined(scores), self.failure_reward).astype(jnp.float32)
 
     def scores(self, values: jax.Array, targets: jax.Array) -> list[jax.Array]:
         """Of each term, for sound values [..., P] and targets [..., T]; leading axes broadcast."""
-        scores, place = [], 0
-        for term in self.terms:
-            own = [targets[..., place + index] for index in range(len(term.targets))]
-            scores.append(term.score(values[..., self.properties.index(term.property)], *own))
-            place += len(own)
-        return scores
+        own = (jnp.moveaxis(targets[..., place], -1, 0) for place in self.places)
+        return [t.score(values[..., row], *aims) for t, row, aims in zip(self.terms, self.rows, own, strict=True)]
 
-    def _combined(self, scores: list[jax.Array]) -> jax.Array:
+    def combined(self, scores: Sequence[Any]) -> Any:
+        """The reward of sound scores, one for each term: arrays of JAX or of NumPy."""
         weights = [term.weight for term in self.terms]
         if len(scores) == 1:
             return scores[0]
         if self.combine == "product":
             powers = [score if weight == 1.0 else score**weight for score, weight in zip(scores, weights, strict=True)]
-            return functools.reduce(jnp.multiply, powers)
+            return functools.reduce(operator.mul, powers)
         shares = [score * (weight / sum(weights)) for score, weight in zip(scores, weights, strict=True)]
-        return functools.reduce(jnp.add, shares)
+        return functools.reduce(operator.add, shares)
 
     @property
     def title(self) -> str:
@@ -327,7 +334,8 @@ class Objective:
         return " ".join(term.text() for term in self.terms)
 
 
-def _one(numbers: tuple[float, ...]) -> float | tuple[float, ...]:
+def one_or_all(numbers: tuple[float, ...]) -> float | tuple[float, ...]:
+    """A single number as itself."""
     return numbers[0] if len(numbers) == 1 else numbers
 
 

@@ -1,16 +1,19 @@
-"""What installed packages offer by name, as entry points: evaluators, agents and networks, this package's own too.
+"""What installed packages offer by name, as entry points: evaluators, properties, agents, networks; its own too.
 
 Code of a package that somebody has installed is trusted; a file can only choose among the names.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 from importlib import metadata
 from typing import Any, NamedTuple
 
 from crystaljax.errors import CrystalJAXError
 
-EVALUATORS, AGENTS, NETWORKS = "crystaljax.evaluators", "crystaljax.agents", "crystaljax.networks"
+EVALUATORS, PROPERTIES = "crystaljax.evaluators", "crystaljax.properties"
+AGENTS, NETWORKS = "crystaljax.agents", "crystaljax.networks"
 """The groups of entry points."""
 OWN = "crystaljax"
 """The distribution whose offers come first."""
@@ -48,12 +51,19 @@ def offered(group: str) -> dict[str, Offer]:
         PluginError: two packages offer different things under one name.
     """
     found: dict[str, Offer] = {}
-    offers = [Offer(point) for point in metadata.entry_points(group=group)]
+    offers = [Offer(point) for point in _points(group, tuple(sys.path))]
     for offer in sorted(offers, key=lambda offer: (offer.package != OWN, offer.point.name)):
         other = found.setdefault(offer.point.name, offer)
         if other.point.value != offer.point.value:
             raise PluginError(f"{other} is offered by {offer.package} too; uninstall one of them")
     return found
+
+
+@functools.lru_cache(maxsize=32)
+def _points(group: str, path: tuple[str, ...]) -> tuple[metadata.EntryPoint, ...]:
+    """The entry points of a group, looked up once for a search path: all that is installed is read for it."""
+    del path
+    return tuple(metadata.entry_points(group=group))
 
 
 def find(group: str, name: str) -> Offer:
@@ -67,4 +77,4 @@ def find(group: str, name: str) -> Offer:
 
 def _kind(group: str) -> str:
     """What a group holds one of, for messages."""
-    return group.rpartition(".")[2].removesuffix("s")
+    return {PROPERTIES: "property"}.get(group, group.rpartition(".")[2].removesuffix("s"))

@@ -1,18 +1,16 @@
 """The properties that a crystal can be designed for: one entry each, and everything else reads it here.
 
-A package offers more of them through the entry-point group :data:`ENTRY_POINTS`: the name of the property, and a
-:class:`Property`.
+A package offers more of them as entry points of the group :data:`crystaljax.plugins.PROPERTIES`: the name of the
+property, and a :class:`Property`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from importlib import metadata
 
-ENTRY_POINTS = "crystaljax.properties"
-"""Entry-point group under which packages offer properties by name."""
+from crystaljax import plugins
+
 COMBINE = ("product", "sum")
 """How an objective makes one reward of the scores of its terms: their product, or their weighted mean."""
 
@@ -67,10 +65,9 @@ PROPERTIES = {known.name: known for known in (BAND_GAP, BULK_MODULUS, DENSITY)}
 """Those that the shipped engines calculate."""
 
 
-@functools.cache
 def known_properties() -> dict[str, Property]:
     """All of them by name: the shipped ones, and those of installed packages."""
-    return PROPERTIES | {point.name: point.load() for point in metadata.entry_points(group=ENTRY_POINTS)}
+    return PROPERTIES | {name: offer.load() for name, offer in plugins.offered(plugins.PROPERTIES).items()}
 
 
 def property_of(choice: str | Property) -> Property:

@@ -261,11 +261,16 @@ def aim_text(best: Best) -> str:
     return best["objective"]
 
 
+def words(name: str) -> str:
+    """The name of a property within a sentence: ``band gap``."""
+    return name.replace("_", " ")
+
+
 def values_text(best: Best, crystal: BestCrystal, digits: int) -> str:
     """The values of a crystal for people: ``band gap 1.12 eV, density 3.45 g/cm3``."""
     told = []
     for name, goal in best["properties"].items():
-        told.append(f"{name.replace('_', ' ')} {crystal['values'][name]:.{digits}f} {goal['unit']}".rstrip())
+        told.append(f"{words(name)} {crystal['values'][name]:.{digits}f} {goal['unit']}".rstrip())
     return ", ".join(told)
 
 

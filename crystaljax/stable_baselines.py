@@ -61,10 +61,8 @@ class StableBaselinesVecEnv(VecEnv):
         done = terminated | truncated
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         for lane in np.flatnonzero(done).tolist():
-            infos[lane] = {name: told[name][lane] for name in ("status", "elements", "skeleton")}
-            infos[lane]["values"] = {name: value[lane] for name, value in told["values"].items()}
-            if "value" in told:
-                infos[lane]["value"] = told["value"][lane]
+            of_crystal = ("values", "value", "status", "elements", "skeleton")
+            infos[lane] = {name: _lane(told[name], lane) for name in of_crystal if name in told}
             infos[lane]["terminal_observation"] = _lane(told["final_obs"], lane)
             infos[lane]["TimeLimit.truncated"] = bool(truncated[lane] and not terminated[lane])
         # Copies: a learner adds to the rewards of what was cut off, and PyTorch wants arrays that can be written to.

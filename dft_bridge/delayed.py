@@ -34,11 +34,6 @@ class Arrivals(NamedTuple):
 class Submitting(Protocol):
     """What calculates while others go on: a :class:`crystaljax.dft_bridge.bridge.Bridge`."""
 
-    @property
-    def outstanding(self) -> int:
-        """How many answers have not been collected."""
-        ...
-
     def submit(self, requests: Sequence[Request], tickets: Iterable[int] | None = None) -> list[int]:
         """Ask for results, each by a ticket."""
         ...

@@ -363,6 +363,15 @@ def test_ctrl_c_while_modules_load_is_no_traceback(capsys, monkeypatch, where):
     assert (code, err) == (cli.INTERRUPTED, "crystaljax: interrupted\n")
 
 
+def test_a_run_is_called_after_what_it_asks_for():
+    for asked, name in (
+        ({"property": "density"}, "density-AB_cF8_225_a_b-ppo-planewave-10"),
+        ({"objective": ["density<=5", "band_gap=1..2"]}, "density-band_gap-AB_cF8_225_a_b-ppo-planewave-10"),
+    ):
+        given = {"structures": ["AB_cF8_225_a_b"], **asked}
+        assert cli.train.settings(None, False, None, given)[1] == Path("runs") / name
+
+
 def test_ctrl_c_while_the_command_line_itself_loads_is_no_traceback(capsys, monkeypatch):
     settings = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     module, _, name = settings["project"]["scripts"]["crystaljax"].partition(":")

@@ -14,7 +14,7 @@ from ase.data import atomic_numbers
 from scipy import stats
 
 import crystaljax
-from crystaljax import tables
+from crystaljax import objectives, tables
 from crystaljax.agents import chemistry, designs
 from crystaljax.agents import gaussian_process as gp
 from crystaljax.agents import surrogate as model
@@ -215,13 +215,16 @@ def test_draws_estimate_what_the_table_knows():
     marginal = model.Marginal(rng.uniform(0, 1, 50), rng.uniform(0, 6, 50), rng.uniform(0.1, 1.5, 50))
     dead = np.array([-1.0, curve[np.searchsorted(grid, 0.0)], curve[np.searchsorted(grid, 0.0)], -1.0])
     exact = model.Worth(grid, curve, 0.4, 0.1, dead)([marginal])
-    term = model.ScoreCurve(0, grid, curve, 1.0)
-    drawn = model.DrawnWorth([term], "product", 0.4, 0.1, -1.0, np.zeros(1), np.array([0.5]))([marginal])
+    term = model.ScoreCurve(0, grid, curve)
+    drawn = model.DrawnWorth(
+        [term], objectives.parse("density=3").combined, 0.4, 0.1, -1.0, np.zeros(1), np.array([0.5])
+    )([marginal])
     assert np.abs(drawn - exact).max() < 0.05 and stats.spearmanr(drawn, exact).statistic > 0.97
     sure = [model.Marginal(np.ones(3), np.array(mean), np.full(3, 1e-9)) for mean in ([3.0, 3.0, 2.0], [4.0, 6.0, 5.5])]
-    terms = [term, model.ScoreCurve(1, grid, np.exp(-(np.maximum(grid - 5.0, 0.0) ** 2)), 2.0)]
+    terms = [term, model.ScoreCurve(1, grid, np.exp(-(np.maximum(grid - 5.0, 0.0) ** 2)))]
     for combine, expected in (("product", [1, np.exp(-2), np.exp(-1.5)]), ("sum", [1, (1 + 2 * np.exp(-1)) / 3, None])):
-        worth = model.DrawnWorth(terms, combine, 0.0, 0.0, -1.0, np.zeros(2), np.ones(2))(sure)
+        combined = objectives.parse("band_gap=3", "density<=5*2", combine=combine).combined
+        worth = model.DrawnWorth(terms, combined, 0.0, 0.0, -1.0, np.zeros(2), np.ones(2))(sure)
         for found, wanted in zip(worth, expected, strict=True):
             assert wanted is None or found == pytest.approx(wanted, abs=1e-4)
 

@@ -65,7 +65,7 @@ def _evaluate(
     changes["engine_options"] = {**options, **own_options}
     if task is not None:
         changes |= {"task": task, "structures": (), "property": "", "objective": (), "mode": "", "target": None}
-        changes["combine"] = configs.RunConfig.combine
+        changes |= {"combine": configs.RunConfig.combine}
     if target is not None:
         changes["target"] = target
     config = usable_anywhere(dataclasses.replace(config, **changes))

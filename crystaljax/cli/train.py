@@ -166,5 +166,10 @@ def settings(
 
 
 def _run_name(config: RunConfig, seeds: Sequence[int] | None) -> str:
-    task = config.task or f"{config.property}-{Path(config.structures[0]).stem}"
+    asked = config.property
+    if config.objective:
+        from crystaljax.objectives import parse
+
+        asked = "-".join(parse(*config.objective).names)
+    task = config.task or f"{asked}-{Path(config.structures[0]).stem}"
     return f"{task}-{config.agent}-{config.engine}-{'sweep' if seeds else config.seed}"
